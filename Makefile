@@ -1,0 +1,60 @@
+# Everything a developer runs. Needs Python 3.10 or newer and make; the rest goes into a virtual environment.
+
+PYTHON ?= python3
+VENV ?= .venv
+TRANSFORMER_LENS ?= 3.9.0
+PIP_ARGS ?=
+PYTEST_ARGS ?= --numprocesses 2 --dist loadfile
+OUT ?= demo
+
+INSTALLED := $(VENV)/.installed
+DEMO_NEEDS := SOURCE TARGET DOCUMENTS CONTRAST BEHAVIOR LAYERS
+DEMO_LACKS := $(strip $(foreach name,$(DEMO_NEEDS),$(if $($(name)),,$(name))))
+
+.DEFAULT_GOAL := help
+.PHONY: help demo demo-usage test check clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 8
+	@echo
+	@echo "Variables: PYTHON=$(PYTHON)  VENV=$(VENV)  TRANSFORMER_LENS=$(TRANSFORMER_LENS)"
+	@echo "           PIP_ARGS, given to pip install (say, an index with the torch build for your machine)"
+	@echo "           PYTEST_ARGS=$(PYTEST_ARGS)"
+
+demo: $(if $(DEMO_LACKS),demo-usage,$(INSTALLED)) ## carry a steering vector between two model folders
+	$(VENV)/bin/lrt-tl transfer --source '$(SOURCE)' --target '$(TARGET)' --documents '$(DOCUMENTS)' \
+	  --contrast '$(CONTRAST)' --behavior '$(BEHAVIOR)' --layers '$(LAYERS)' --out '$(OUT)'
+
+demo-usage:
+	@echo "make demo still needs $(DEMO_LACKS). In full:" >&2
+	@echo "  make demo SOURCE=folder TARGET=folder DOCUMENTS=file CONTRAST=file BEHAVIOR=file LAYERS=pairs [OUT=demo]" >&2
+	@exit 2
+
+test: $(INSTALLED) ## run the tests, offline
+	HF_HUB_OFFLINE=1 $(VENV)/bin/python -m pytest $(PYTEST_ARGS)
+
+check: $(INSTALLED) ## lint, formatting, types, direction of the imports
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
+
+clean: ## remove the environments and all caches
+	rm -rf .venv* build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The stamp holds the version of TransformerLens that was asked for; another one makes it out of date.
+ifneq ($(shell cat $(INSTALLED) 2>/dev/null),$(TRANSFORMER_LENS))
+.PHONY: $(INSTALLED)
+endif
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo "$(PYTHON) is missing or older than 3.10: name another one, as in make PYTHON=python3.12 test" >&2; exit 1; }
+	@test -d $(VENV) || $(PYTHON) -m venv $(VENV)
+	@$(VENV)/bin/python -m pip --version >/dev/null || \
+	  { echo "$(VENV) is damaged: remove the folder and try again" >&2; exit 1; }
+	$(VENV)/bin/python -m pip install $(PIP_ARGS) --constraint constraints.txt torch
+	$(VENV)/bin/python -m pip install $(PIP_ARGS) --constraint constraints.txt \
+	  --editable '.[dev]' 'transformer-lens==$(TRANSFORMER_LENS)'
+	@echo '$(TRANSFORMER_LENS)' > $@

@@ -1,0 +1,199 @@
+"""The affine map from the residual stream of one model to another's: h_target ≈ A h_source + b."""
+
+import html
+import warnings
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, overload
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lrt_tl.artifacts import load_artifact, save_artifact
+from lrt_tl.errors import ArtifactError, LrtError, MismatchError
+from lrt_tl.models.identity import Site, require_same_model
+from lrt_tl.steering.vector import SteeringVector
+
+KIND = "affine_map"
+FEW_TOKENS_PER_DIMENSION = 20
+
+
+@dataclass(frozen=True)
+class FitReport:
+    """How a map was fitted and how well it does on text that it was not fitted on.
+
+    R² is 1 − Σ‖error‖²/Σ‖y − ȳ‖² over all target dimensions together, ȳ the mean of the text that it is taken on.
+    """
+
+    test_r2: float
+    """On the test split, which no choice has seen."""
+    validation_r2: float
+    cv_r2: float
+    """Mean over the folds, each predicted from the others, at the chosen ridge."""
+    fold_r2: tuple[float, ...]
+    ridge: float
+    """λ, per position."""
+    relative_ridge: float
+    """λ in units of the mean variance of a source dimension."""
+    ridge_curve: tuple[tuple[float, float], ...]
+    """(relative ridge, mean R² over the folds) for each candidate."""
+    tokens: int
+    """Positions that the map was fitted on."""
+    tokens_per_dimension: float
+    """The same per source dimension; under 20 the map is poorly determined."""
+    harvest: dict[str, Any]
+    """What was harvested and dropped, and the median norm of the residual stream at each hook point."""
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> "FitReport":
+        tuples = {"fold_r2": tuple(value["fold_r2"]), "ridge_curve": tuple(map(tuple, value["ridge_curve"]))}
+        return cls(**{**value, **tuples})
+
+
+@dataclass(frozen=True)
+class AffineMap:
+    """h_target ≈ weight · h_source + bias, between two sites."""
+
+    weight: Float[Tensor, "d_target d_source"]
+    """float32, on the CPU; A in the papers."""
+    bias: Float[Tensor, "d_target"]
+    source: Site
+    target: Site
+    target_covariance: Float[Tensor, "d_target d_target"]
+    """Of the target's states on the fitting text: what the nulls are drawn from."""
+    target_norm: float | None
+    """Median norm of the residual stream at the target site."""
+    report: FitReport
+
+    def __post_init__(self) -> None:
+        shape = (self.target.d_model, self.source.d_model)
+        if self.weight.shape != shape or self.bias.shape != shape[:1]:
+            raise LrtError(f"a map from {self.source} to {self.target} has shape {shape}, not {tuple(self.weight.shape)}")
+        if not (torch.isfinite(self.weight).all() and torch.isfinite(self.bias).all()):
+            raise LrtError("the map holds NaN or infinity")
+        if self.report.tokens_per_dimension < FEW_TOKENS_PER_DIMENSION:
+            warnings.warn(
+                f"the map was fitted on {self.report.tokens_per_dimension:.1f} tokens per source dimension; under "
+                f"{FEW_TOKENS_PER_DIMENSION} it is poorly determined: give it more text",
+                stacklevel=3,
+            )
+
+    def __call__(self, activations: Float[Tensor, "*batch d_source"]) -> Float[Tensor, "*batch d_target"]:
+        """Map states, such as `cache["blocks.2.hook_resid_post"]`; dtype and device are theirs.
+
+        Raises:
+            MismatchError: the width is not the source's.
+        """
+        self._check_width(activations)
+        return activations @ self.weight.T.to(activations) + self.bias.to(activations)
+
+    @overload
+    def transport(self, vector: SteeringVector) -> SteeringVector: ...
+    @overload
+    def transport(self, vector: Tensor) -> Tensor: ...
+    def transport(self, vector: SteeringVector | Tensor) -> SteeringVector | Tensor:
+        """Carry a steering vector, or tensors `[..., d_source]`, to the target: A v.
+
+        A steering vector is a *difference* of states, so the bias cancels. (Bello et al. 2025, arXiv 2506.00653, write
+        A v + b; then b can dominate the direction.) The ridge shrinks norms, so state the strength in the target's
+        units: `scale="residual"`, or `scaled_to(norm)`.
+
+        Raises:
+            MismatchError: the vector is of another model, basis, width or hook point than the map's source.
+        """
+        if isinstance(vector, Tensor):
+            self._check_width(vector)
+            return vector @ self.weight.T.to(vector)
+        self._check_site(vector.site)
+        provenance = {**vector.provenance, "transported_through": repr(self), "transported_from": str(vector.site)}
+        direction = self.weight @ vector.direction
+        return SteeringVector(direction, self.target, self.target_norm, provenance)
+
+    def save(self, folder: str | Path) -> Path:
+        """Write the map to a new folder: `config.json`, `tensors.safetensors`, `README.md`.
+
+        Raises:
+            ArtifactError: the folder exists.
+        """
+        config = {
+            "source": self.source.to_json(),
+            "target": self.target.to_json(),
+            "target_norm": self.target_norm,
+            "report": self.report.to_json(),
+        }
+        tensors = {"weight": self.weight, "bias": self.bias, "target_covariance": self.target_covariance}
+        return save_artifact(folder, kind=KIND, config=config, tensors=tensors, card=self._card())
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "AffineMap":
+        """Read a map back.
+
+        Raises:
+            ArtifactError: the folder is not a whole, unaltered affine map.
+        """
+        config, tensors = load_artifact(folder, kind=KIND)
+        try:
+            return cls(
+                tensors["weight"],
+                tensors["bias"],
+                Site.from_json(config["source"]),
+                Site.from_json(config["target"]),
+                tensors["target_covariance"],
+                config["target_norm"],
+                FitReport.from_json(config["report"]),
+            )
+        except (KeyError, TypeError) as error:
+            raise ArtifactError(f"{folder} is not a whole affine map: {error!r}") from error
+
+    def __repr__(self) -> str:
+        return (
+            f"AffineMap({self.source} → {self.target}, {self.source.d_model}→{self.target.d_model}, "
+            f"ridge λ={self.report.ridge:.2g}, R² {self.report.test_r2:.2f})"
+        )
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f"<tr><th style='text-align:left'>{html.escape(name)}</th><td>{html.escape(value)}</td></tr>"
+            for name, value in self.summary().items()
+        )
+        return f"<table>{rows}</table>"
+
+    def summary(self) -> Mapping[str, str]:
+        """The figures of the fit, for a table."""
+        report = self.report
+        return {
+            "map": f"{self.source} → {self.target}, {self.source.d_model} → {self.target.d_model}",
+            "R² on test documents": f"{report.test_r2:.3f}",
+            "R² in cross-validation": f"{report.cv_r2:.3f} ({min(report.fold_r2):.3f} … {max(report.fold_r2):.3f})",
+            "ridge λ per position": f"{report.ridge:.2g} ({report.relative_ridge:.0e} of the mean variance)",
+            "tokens": f"{report.tokens:,} ({report.tokens_per_dimension:,.0f} per source dimension)",
+        }
+
+    def _check_width(self, tensor: Tensor) -> None:
+        if tensor.shape[-1] != self.source.d_model:
+            raise MismatchError(
+                f"the map takes states of {self.source} with {self.source.d_model} dimensions, not {tensor.shape[-1]}"
+            )
+
+    def _check_site(self, site: Site) -> None:
+        if site.hook_name != self.source.hook_name or site.d_model != self.source.d_model:
+            raise MismatchError(
+                f"the vector lives at {site} ({site.hook_name}, {site.d_model} dimensions); the map begins at "
+                f"{self.source} ({self.source.hook_name}, {self.source.d_model} dimensions)"
+            )
+        if site.model is not None and self.source.model is not None:
+            require_same_model(self.source.model, site.model, what="the map's source")
+
+    def _card(self) -> str:
+        lines = [f"# Affine map {self.source} → {self.target}", ""]
+        lines += [f"- {name}: {value}" for name, value in self.summary().items()]
+        lines += ["", "```python", "import lrt_tl as lrt", 'affine_map = lrt.AffineMap.load("this folder")']
+        lines += ["target_vector = affine_map.transport(source_vector)", "```", ""]
+        lines += ["It holds for these two models in this basis of the residual stream, and for text like that it was"]
+        lines += ["fitted on. R² does not say how well a behavior transfers: measure that."]
+        return "\n".join(lines)

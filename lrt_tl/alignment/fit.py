@@ -1,0 +1,217 @@
+"""Fit the affine map: one pass over the text, then linear algebra."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from lrt_tl.alignment.affine_map import AffineMap, FitReport
+from lrt_tl.alignment.harvest import SINK_RATIO, Harvest, HarvestCounts
+from lrt_tl.alignment.moments import Moments
+from lrt_tl.alignment.solvers import cross_validate, penalty_grid, r_squared, ridge
+from lrt_tl.errors import LrtError
+from lrt_tl.models.hook_names import resolve_hook_name
+from lrt_tl.models.identity import Site, site_of
+from lrt_tl.models.protocol import HookedModel
+from lrt_tl.text.batches import Layout
+from lrt_tl.text.documents import N_FOLDS, N_SPLITS, TEST, VALIDATION, Exclusion, read_documents, split_of
+
+RELATIVE_RIDGES = tuple(10.0**exponent for exponent in range(-8, 3))
+FOLDS = tuple(range(N_FOLDS))
+
+
+def fit_affine_map(
+    source: HookedModel,
+    target: HookedModel,
+    documents: Any,
+    *,
+    layers: tuple[int, int] | None = None,
+    hook_names: tuple[str, str] | None = None,
+    exclude: Iterable[str] = (),
+    batch_size: int = 16,
+    context_length: int | None = None,
+    layout: Layout = "split",
+    prepend_bos: bool = True,
+    relative_ridges: Sequence[float] = RELATIVE_RIDGES,
+) -> AffineMap:
+    """Fit h_target ≈ A h_source + b by ridge regression over the token positions of a text, and print its report.
+
+    The text streams through both models once; only its moments are kept. The ridge is chosen by 5-fold cross-validation
+    over documents, the map is fitted on all folds, and judged on test documents that no choice has seen (Bello et al.
+    2025, arXiv 2506.00653, fit the same loss by gradient descent).
+
+    Args:
+        documents: whatever `read_documents` takes.
+        layers: source and target layer (`resid_post`); or `hook_names`, of both.
+        exclude: texts that the map will be tried on: documents that contain one are dropped, and counted.
+        batch_size: rows in a forward pass.
+        context_length: tokens in a row; by default 256, or as many as both models read.
+        layout: what becomes of documents that are longer: see `text.batches`.
+        prepend_bos: begin each row with the beginning-of-sequence token, where the tokenizer has one.
+        relative_ridges: candidates for λ, per position, in units of the mean variance of a source dimension.
+
+    Raises:
+        MismatchError: the tokenizers differ.
+        LrtError: a bad layer or document, an activation that is not finite, or fewer positions than dimensions.
+    """
+    if (layers is None) == (hook_names is None):
+        raise LrtError(f"give layers or hook_names, and not both: layers={layers}, hook_names={hook_names}")
+    of_layers, of_names = layers or (None, None), hook_names or (None, None)
+    source_site = site_of(source, layer=of_layers[0], hook_name=of_names[0])
+    target_site = site_of(target, layer=of_layers[1], hook_name=of_names[1])
+    harvest = Harvest(
+        source,
+        target,
+        (source_site.hook_name,),
+        (target_site.hook_name,),
+        read_documents(documents),
+        batch_size=batch_size,
+        context_length=context_length or min(256, source.cfg.n_ctx, target.cfg.n_ctx),
+        layout=layout,
+        prepend_bos=prepend_bos,
+        exclude=Exclusion(exclude),
+    )
+    keys = f"source:{source_site.hook_name}", f"target:{target_site.hook_name}"
+    calibration, counts = harvest.calibrate(), HarvestCounts()
+    moments = Moments.empty(
+        N_SPLITS, source_shift=calibration.means[keys[0]], target_shift=calibration.means[keys[1]]
+    )
+    for pairs in harvest.run(calibration, counts):
+        moments.update(pairs.source[source_site.hook_name], pairs.target[target_site.hook_name], pairs.splits)
+    fitted = solve(moments, source_site, target_site, counts, relative_ridges=relative_ridges)
+    print(fitted)
+    return fitted
+
+
+def fit_activations(
+    source: Any,
+    target: Any,
+    document_ids: Sequence[Any] | Tensor,
+    *,
+    hook_names: tuple[str, str] | None = None,
+    mask: Tensor | None = None,
+    models: tuple[HookedModel, HookedModel] | None = None,
+    drop_sinks: bool = True,
+    relative_ridges: Sequence[float] = RELATIVE_RIDGES,
+) -> AffineMap:
+    """Fit a map to activations already in hand. Splits, ridge and report are those of `fit_affine_map`.
+
+    Args:
+        source: `[position, d_source]` or `[row, position, d_source]`, or a cache (`ActivationCache` or a mapping by hook
+            name) that holds such a tensor at `hook_names[0]`.
+        target: the same for the target, at the same positions.
+        document_ids: for each position, or each row, the document that it is from, so that no document is on both sides
+            of a split.
+        hook_names: where the activations were taken. Needed with caches; without them a map between tensors knows only
+            their widths.
+        mask: `[row, position]` or `[position]`, True at the positions to use; leave out padding and special tokens.
+        models: the two models, to write their identities into the map.
+        drop_sinks: leave out positions whose norm is over 10× the median in either model.
+
+    Raises:
+        LrtError: shapes that do not pair, a cache without hook names, activations that are not finite, or fewer
+            positions than dimensions.
+    """
+    names = hook_names or ("blocks.0.hook_resid_post", "blocks.0.hook_resid_post")
+    x = _rows_of(source, hook_names and hook_names[0], "source")
+    y = _rows_of(target, hook_names and hook_names[1], "target")
+    if x.shape[:-1] != y.shape[:-1]:
+        raise LrtError(f"activations {tuple(x.shape)} and {tuple(y.shape)} are not of the same positions")
+    splits = _splits(document_ids, x.shape[:-1])
+    keep = torch.ones(splits.shape, dtype=torch.bool) if mask is None else mask.bool().cpu().expand(splits.shape)
+    x, y, splits = x[keep.to(x.device)], y[keep.to(y.device)], splits[keep]
+    norms = {f"source:{names[0]}": x.norm(dim=-1), f"target:{names[1]}": y.norm(dim=-1)}
+    for key, norm in norms.items():
+        if not torch.isfinite(norm).all():
+            raise LrtError(f"{key}: an activation is NaN or infinite")
+    medians = {key: float(norm.median()) for key, norm in norms.items()} if len(splits) else {}
+    counts = HarvestCounts(documents=len(set(_as_list(document_ids))), median_norms=medians)
+    if drop_sinks and medians:
+        calm = [(norm <= SINK_RATIO * medians[key]).cpu() for key, norm in norms.items()]
+        kept = calm[0] & calm[1]
+        counts.sinks_dropped = int((~kept).sum())
+        x, y, splits = x[kept.to(x.device)], y[kept.to(y.device)], splits[kept]
+    counts.positions = len(splits)
+    if not counts.positions:
+        raise LrtError("there are no positions to fit on: the mask leaves none")
+    moments = Moments.empty(N_SPLITS, source_shift=x.double().mean(0), target_shift=y.double().mean(0))
+    moments.update(x, y, splits)
+    sites = [Site(names[0], x.shape[1]), Site(names[1], y.shape[1])]
+    if models is not None:
+        sites = [site_of(model, hook_name=resolve_hook_name(model, hook_name=n)) for model, n in zip(models, names, strict=True)]
+    return solve(moments, sites[0], sites[1], counts, relative_ridges=relative_ridges)
+
+
+def solve(
+    moments: Moments,
+    source: Site,
+    target: Site,
+    counts: HarvestCounts,
+    *,
+    relative_ridges: Sequence[float] = RELATIVE_RIDGES,
+) -> AffineMap:
+    """Moments → the map of the best cross-validated ridge, with its report.
+
+    Raises:
+        LrtError: there are no more positions than source dimensions, or a split has none.
+    """
+    smallest = int(moments.count[list(FOLDS)].sum() - moments.count[list(FOLDS)].max())
+    if smallest <= source.d_model:
+        raise LrtError(
+            f"{smallest} positions (without the largest fold) cannot determine a map of {source.d_model} source "
+            "dimensions: give it more text, at least 20 positions a dimension"
+        )
+    train = moments.centered(FOLDS)
+    penalties = penalty_grid(moments, FOLDS, relative_ridges)
+    validated = cross_validate(moments, FOLDS, penalties)
+    best = validated.best
+    solution = ridge(train, float(penalties[best]))
+    report = FitReport(
+        test_r2=r_squared(solution, moments.centered([TEST])),
+        validation_r2=r_squared(solution, moments.centered([VALIDATION])),
+        cv_r2=float(validated.r2[best].mean()),
+        fold_r2=tuple(validated.r2[best].tolist()),
+        ridge=float(penalties[best]),
+        relative_ridge=relative_ridges[best],
+        ridge_curve=tuple(zip(relative_ridges, validated.r2.mean(1).tolist(), strict=True)),
+        tokens=train.count,
+        tokens_per_dimension=train.count / source.d_model,
+        harvest=asdict(counts),
+    )
+    return AffineMap(
+        solution.weight.T.float().cpu().contiguous(),
+        solution.bias.float().cpu(),
+        source,
+        target,
+        (train.target_target / train.count).float().cpu(),
+        counts.median_norms.get(f"target:{target.hook_name}"),
+        report,
+    )
+
+
+def _rows_of(activations: Any, hook_name: str | None, side: str) -> Float[Tensor, "*position d_model"]:
+    if not isinstance(activations, Tensor):
+        if hook_name is None:
+            raise LrtError(f"the {side} is a cache: say with hook_names where in it the activations are")
+        try:
+            activations = activations[hook_name]
+        except KeyError as error:
+            raise LrtError(f"the {side}'s cache holds no {hook_name!r}") from error
+    if activations.ndim not in (2, 3):
+        raise LrtError(f"the {side}'s activations must be [position, d_model] or [row, position, d_model]")
+    return activations if activations.dtype == torch.float64 else activations.float()
+
+
+def _splits(document_ids: Sequence[Any] | Tensor, shape: Sequence[int]) -> Int[Tensor, "*position"]:
+    ids = _as_list(document_ids)
+    if len(ids) != shape[0]:
+        raise LrtError(f"{len(ids)} document ids do not fit activations of {shape[0]} rows")
+    splits = torch.tensor([split_of(str(document)) for document in ids])
+    return splits if len(shape) == 1 else splits[:, None].expand(tuple(shape))
+
+
+def _as_list(document_ids: Sequence[Any] | Tensor | Mapping[Any, Any]) -> list[Any]:
+    return document_ids.tolist() if isinstance(document_ids, Tensor) else list(document_ids)

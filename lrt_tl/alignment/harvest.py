@@ -1,0 +1,172 @@
+"""Run both models over the same batches and yield what each had at its hook points, position by position.
+
+Nothing is stored: memory does not grow with the number of documents. Left out, and counted, are special tokens and
+*sinks*: positions whose norm is over ten times the median at any harvested hook point of either model. Attention sinks
+and massive activations would otherwise dominate the least squares, and they are not only at the first token.
+"""
+
+import heapq
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from lrt_tl.errors import LrtError
+from lrt_tl.models.capture import capture
+from lrt_tl.models.identity import require_same_tokenizer
+from lrt_tl.models.protocol import HookedModel
+from lrt_tl.text.batches import BatchCounts, Layout, TokenBatch, token_batches
+from lrt_tl.text.documents import Document, Documents, Exclusion, hash_of
+
+SINK_RATIO = 10.0
+_CALIBRATION_DOCUMENTS = 64
+
+Activations = Mapping[str, Float[Tensor, "position _"]]
+"""Activations at the kept positions, by hook name."""
+
+
+@dataclass
+class PairedActivations:
+    """One batch of both models, at the same positions of the same text. float32."""
+
+    source: Activations
+    target: Activations
+    splits: Int[Tensor, "position"]
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What is fixed before the pass, from a sample of documents that depends on neither their order nor their batches
+    (the 64 whose hashes are lowest)."""
+
+    median_norms: dict[str, float]
+    """By `source:` or `target:` and the hook name: the median norm of the residual stream at text."""
+    means: dict[str, Float[Tensor, "_"]]
+    """By the same keys: the mean state, float64. The moments are taken about it."""
+
+
+@dataclass
+class HarvestCounts:
+    """What was harvested, and what was not."""
+
+    documents: int = 0
+    documents_excluded: int = 0
+    tokens_truncated: int = 0
+    positions: int = 0
+    special_dropped: int = 0
+    sinks_dropped: int = 0
+    median_norms: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Harvest:
+    """Two models, their hook points, the documents, and how to batch them."""
+
+    source: HookedModel
+    target: HookedModel
+    source_hooks: Sequence[str]
+    target_hooks: Sequence[str]
+    documents: Documents
+    batch_size: int = 16
+    context_length: int = 256
+    layout: Layout = "split"
+    prepend_bos: bool = True
+    exclude: Exclusion = field(default_factory=lambda: Exclusion(()))
+
+    def __post_init__(self) -> None:
+        require_same_tokenizer(self.source, self.target)
+        for model in (self.source, self.target):
+            if self.context_length > model.cfg.n_ctx:
+                raise LrtError(
+                    f"context_length={self.context_length} is more than {model.cfg.model_name} reads "
+                    f"({model.cfg.n_ctx}): choose a smaller one"
+                )
+
+    def calibrate(self) -> Calibration:
+        """Medians and means over a fixed sample of documents.
+
+        Raises:
+            LrtError: there is no document, or an activation is not finite.
+        """
+        sample = heapq.nsmallest(_CALIBRATION_DOCUMENTS, self._kept(HarvestCounts()), key=lambda d: hash_of(d.text))
+        if not sample:
+            raise LrtError(f"{self.documents.name}: every document contains a contrast or behavior text")
+        states: dict[str, list[Tensor]] = {}
+        for batch in self._batches(sample, BatchCounts()):
+            for key, activations in self._states(batch).items():
+                states.setdefault(key, []).append(activations)
+        pooled = {key: torch.cat(parts) for key, parts in states.items()}
+        if not all(len(activations) for activations in pooled.values()):
+            raise LrtError(f"{self.documents.name}: the documents hold special tokens only")
+        return Calibration(
+            median_norms={key: float(activations.norm(dim=-1).median()) for key, activations in pooled.items()},
+            means={key: activations.double().mean(0) for key, activations in pooled.items()},
+        )
+
+    def run(self, calibration: Calibration, counts: HarvestCounts) -> Iterator[PairedActivations]:
+        """One pass over the documents. `counts` is filled on the way.
+
+        Raises:
+            LrtError: an activation is NaN or infinite (names the hook point and the document), or a document tokenizes
+                to nothing.
+        """
+        counts.median_norms = calibration.median_norms
+        batch_counts = BatchCounts()
+        for batch in self._batches(tqdm(self._kept(counts), desc="harvest", unit=" documents"), batch_counts):
+            states = self._states(batch)
+            counts.documents, counts.tokens_truncated = batch_counts.documents, batch_counts.tokens_truncated
+            splits = batch.splits[:, None].expand_as(batch.content)[batch.content]
+            sink = torch.zeros(len(splits), dtype=torch.bool)
+            for key, activations in states.items():
+                sink |= (activations.norm(dim=-1) > SINK_RATIO * calibration.median_norms[key]).cpu()
+            counts.special_dropped += int(batch.mask.sum() - batch.content.sum())
+            counts.sinks_dropped += int(sink.sum())
+            counts.positions += int((~sink).sum())
+            kept = {key: a[~sink.to(a.device)] if sink.any() else a for key, a in states.items()}
+            yield PairedActivations(_part(kept, "source:"), _part(kept, "target:"), splits[~sink])
+
+    def _kept(self, counts: HarvestCounts) -> Iterator[Document]:
+        for document in self.documents:
+            if document.text in self.exclude:
+                counts.documents_excluded += 1
+            else:
+                yield document
+
+    def _batches(self, documents: Any, counts: BatchCounts) -> Iterator[TokenBatch]:
+        return token_batches(
+            self.source.tokenizer,
+            documents,
+            batch_size=self.batch_size,
+            context_length=self.context_length,
+            layout=self.layout,
+            prepend_bos=self.prepend_bos,
+            counts=counts,
+        )
+
+    def _states(self, batch: TokenBatch) -> dict[str, Float[Tensor, "position _"]]:
+        """Both models' activations at the text of a batch, by `source:` or `target:` and the hook name."""
+        sides = (("source:", self.source, self.source_hooks), ("target:", self.target, self.target_hooks))
+        return {
+            prefix + name: _at_text(batch, activations, f"{model.cfg.model_name}, {name}")
+            for prefix, model, hooks in sides
+            for name, activations in capture(model, batch.tokens, batch.mask, hooks).items()
+        }
+
+
+def _at_text(
+    batch: TokenBatch, activations: Float[Tensor, "row position d_model"], where: str
+) -> Float[Tensor, "kept d_model"]:
+    states = activations[batch.content.to(activations.device)]
+    if not torch.isfinite(states).all():
+        bad = ~torch.isfinite(activations).all(-1).cpu() & batch.content
+        row = int(bad.any(1).nonzero()[0])
+        raise LrtError(f"{where}: an activation is NaN or infinite on {batch.names[row]}")
+    return states
+
+
+def _part(states: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {key.removeprefix(prefix): value for key, value in states.items() if key.startswith(prefix)}

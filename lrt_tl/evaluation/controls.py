@@ -1,0 +1,36 @@
+"""The nulls: vectors that should do nothing in particular."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lrt_tl.alignment.affine_map import AffineMap
+from lrt_tl.errors import LrtError
+
+N_DRAWS = 64
+
+
+def random_directions(n: int, d_model: int, *, seed: int = 0) -> Float[Tensor, "draw d_model"]:
+    """Unit vectors, uniform over the sphere."""
+    directions = torch.randn(n, d_model, generator=torch.Generator().manual_seed(seed))
+    return directions / directions.norm(dim=1, keepdim=True)
+
+
+def shuffled_map_directions(affine_map: AffineMap, n: int, *, seed: int = 0) -> Float[Tensor, "draw d_model"]:
+    """Where maps fitted on row-shuffled pairs of states would carry a vector, as unit vectors.
+
+    A random permutation of n rows of y gives a cross product Sxy of mean zero and covariance, exactly,
+    cov(Sxy[i, j], Sxy[k, l]) = Sxx[i, k] Syy[j, l] / (n − 1), and with n in the thousands it is normal. The vector v then
+    lands on Sxyᵀ(Sxx + nλI)⁻¹v, whose covariance is Syy times a number that neither v nor the source changes. So the
+    directions are those of N(0, Syy): no harvest and no fit is needed. (Derived for this package; its tests check it
+    against maps fitted on shuffled rows.)
+
+    Raises:
+        LrtError: the target's covariance is not positive semidefinite.
+    """
+    eigenvalues, vectors = torch.linalg.eigh(affine_map.target_covariance.double())
+    if eigenvalues[0] < -1e-4 * eigenvalues[-1]:
+        raise LrtError("the map's target covariance is not positive semidefinite: the artifact is damaged")
+    normal = torch.randn(n, len(eigenvalues), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    directions = (normal * eigenvalues.clamp(min=0).sqrt()) @ vectors.T
+    return (directions / directions.norm(dim=1, keepdim=True)).float()

@@ -1,0 +1,64 @@
+"""A layer or a hook name → the one name by which the package knows that point of the residual stream.
+
+A `TransformerBridge` calls the residual stream after block L `blocks.L.hook_out` and keeps the `HookedTransformer` name
+`blocks.L.hook_resid_post` as an alias. Both are accepted; the second, which both classes have, is what artifacts carry.
+TransformerLens 3.9's Bridge ignores unknown hook names in silence, so every name is checked here.
+"""
+
+import re
+
+from lrt_tl.errors import LrtError
+from lrt_tl.models.protocol import HookedModel, HookPoint
+
+_SPELLINGS = {"in": "resid_pre", "out": "resid_post"}
+_RESIDUAL = re.compile(r"blocks\.(\d+)\.hook_(in|out|resid_pre|resid_mid|resid_post)")
+
+
+def resolve_hook_name(model: HookedModel, *, layer: int | None = None, hook_name: str | None = None) -> str:
+    """The name of a point of the residual stream, checked against the model.
+
+    Args:
+        layer: the residual stream after this block, 0-based (`resid_post`).
+        hook_name: instead of `layer`; `blocks.2.hook_resid_post`, `.hook_resid_pre`, `.hook_resid_mid`, or a Bridge's
+            `blocks.2.hook_out`, `.hook_in`.
+
+    Raises:
+        LrtError: neither or both are given, the layer is out of range, or the model has no such hook point.
+    """
+    if (layer is None) == (hook_name is None):
+        raise LrtError(f"give a layer or a hook name, and not both: layer={layer}, hook_name={hook_name!r}")
+    n_layers = model.cfg.n_layers
+    if layer is not None:
+        if not 0 <= layer < n_layers:
+            raise LrtError(f"layer {layer} is out of range: {model.cfg.model_name} has layers 0 to {n_layers - 1}")
+        return f"blocks.{layer}.hook_resid_post"
+    assert hook_name is not None
+    match = _RESIDUAL.fullmatch(hook_name)
+    if match is None or int(match[1]) >= n_layers:
+        raise LrtError(
+            f"{hook_name!r} is not a point of the residual stream of {model.cfg.model_name}, which has "
+            f"blocks.L.hook_resid_pre and blocks.L.hook_resid_post for L from 0 to {n_layers - 1}"
+        )
+    name = f"blocks.{match[1]}.hook_{_SPELLINGS.get(match[2], match[2])}"
+    hook_point(model, name)
+    return name
+
+
+def hook_point(model: HookedModel, hook_name: str) -> HookPoint:
+    """The hook point of that (resolved) name.
+
+    Raises:
+        LrtError: the model has none, such as `hook_resid_mid` where attention and MLP run in parallel.
+    """
+    found: HookPoint | None = model.hook_dict.get(hook_name)
+    if found is None:
+        raise LrtError(f"{model.cfg.model_name} ({type(model).__name__}) has no hook point {hook_name!r}")
+    return found
+
+
+def layer_of(hook_name: str) -> int:
+    """The block that a resolved hook name belongs to."""
+    match = _RESIDUAL.fullmatch(hook_name)
+    if match is None:
+        raise LrtError(f"{hook_name!r} is not a point of the residual stream")
+    return int(match[1])

@@ -1,0 +1,223 @@
+"""What a model *is*, as far as its residual stream goes, and whether another one is the same.
+
+A map fitted on one residual stream is silently wrong on another: of another model, of other weights, or of the same
+weights in another basis. TransformerLens's `center_writing_weights` (the default of `HookedTransformer.from_pretrained`,
+and part of a Bridge's `enable_compatibility_mode`) subtracts from every state its mean over `d_model`. Folding LayerNorm
+leaves the residual stream as it is. So an identity holds what makes a difference there, is the same for both classes of
+model, and is read off the weights, since nothing else records what was done to them.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+from weakref import WeakKeyDictionary
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lrt_tl.errors import LrtError, MismatchError
+from lrt_tl.models.hook_names import resolve_hook_name
+from lrt_tl.models.protocol import HookedModel
+
+Basis = Literal["raw", "centered"]
+_SAMPLED_ROWS = 512
+
+
+@dataclass(frozen=True)
+class ModelIdentity:
+    """What a model is. `name`, `revision` and `dtype` are for people; the rest must agree for an artifact to be used."""
+
+    name: str
+    revision: str | None
+    n_layers: int
+    d_model: int
+    tokenizer: str
+    """SHA-256 of the tokenizer's rules and vocabulary."""
+    dtype: str
+    basis: Basis
+    """`"centered"` if everything that writes to the residual stream has mean zero over `d_model`."""
+    weights: tuple[float, ...]
+    """Fingerprint: a number for the embedding and one for each block, from what they write to the residual stream.
+    The same for both classes, folded or not, centered or not; another for other weights."""
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> "ModelIdentity":
+        return cls(**{**value, "weights": tuple(value["weights"])})
+
+
+@dataclass(frozen=True)
+class Site:
+    """A point of the residual stream of a model: where a map begins or ends, and where a vector lives."""
+
+    hook_name: str
+    d_model: int
+    model: ModelIdentity | None = None
+    """None for activations that came without their model: then only the width can be checked."""
+
+    def __str__(self) -> str:
+        name = "unknown model" if self.model is None else self.model.name
+        layer, point = self.hook_name.split(".")[1:]
+        return f"{name} L{layer}" + ("" if point == "hook_resid_post" else f" {point.removeprefix('hook_')}")
+
+    def to_json(self) -> dict[str, Any]:
+        model = None if self.model is None else self.model.to_json()
+        return {"hook_name": self.hook_name, "d_model": self.d_model, "model": model}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> "Site":
+        model = None if value["model"] is None else ModelIdentity.from_json(value["model"])
+        return cls(value["hook_name"], value["d_model"], model)
+
+
+def site_of(model: HookedModel, *, layer: int | None = None, hook_name: str | None = None) -> Site:
+    """The site at a layer (`resid_post`) or hook name of a model.
+
+    Raises:
+        LrtError: the layer is out of range or the hook point does not exist.
+    """
+    return Site(resolve_hook_name(model, layer=layer, hook_name=hook_name), model.cfg.d_model, identify(model))
+
+
+def identify(model: HookedModel) -> ModelIdentity:
+    """Read a model's identity off its configuration, tokenizer and weights (some milliseconds for a small model)."""
+    weights = list(_writing_weights(model))
+    return ModelIdentity(
+        name=str(model.cfg.model_name).rstrip("/").split("/")[-1],
+        revision=getattr(model.cfg, "revision", None),
+        n_layers=model.cfg.n_layers,
+        d_model=model.cfg.d_model,
+        tokenizer=tokenizer_fingerprint(model.tokenizer),
+        dtype=str(model.cfg.dtype).removeprefix("torch."),
+        basis="centered" if all(_is_centered(weight) for weight in weights) else "raw",
+        weights=tuple(round(_fingerprint(weight), 6) for weight in weights),
+    )
+
+
+def require_same_model(expected: ModelIdentity, actual: ModelIdentity, *, what: str) -> None:
+    """Refuse to use an artifact on a model that it was not made on.
+
+    Args:
+        what: the artifact and how it relates to `expected`, as the subject of the message.
+
+    Raises:
+        MismatchError: names the fields that differ and how to load the model so that it fits.
+    """
+    fields = ("d_model", "n_layers", "tokenizer", "basis")
+    differences = [
+        f"{field} is {_short(getattr(actual, field))}, not {_short(getattr(expected, field))}"
+        for field in fields
+        if getattr(actual, field) != getattr(expected, field)
+    ]
+    differences += _weight_differences(expected, actual)
+    if not differences:
+        return
+    message = f"{what} belongs to {expected.name}; this model, {actual.name}, differs: {'; '.join(differences)}."
+    if expected.basis != actual.basis:
+        message += " " + _HOW_TO_LOAD[expected.basis]
+    raise MismatchError(message)
+
+
+_HOW_TO_LOAD = {
+    "raw": "Load it without processing: TransformerBridge.boot_transformers(...) as it comes, or "
+    "HookedTransformer.from_pretrained_no_processing(...).",
+    "centered": "Load it with centered weights: HookedTransformer.from_pretrained(...), or a TransformerBridge after "
+    "enable_compatibility_mode().",
+}
+
+
+def require_same_tokenizer(source: HookedModel, target: HookedModel) -> None:
+    """Refuse two models whose token positions cannot be paired one to one.
+
+    `d_vocab` is not compared: models of one family pad their embeddings to different sizes.
+
+    Raises:
+        MismatchError: names the first difference.
+    """
+    if tokenizer_fingerprint(source.tokenizer) == tokenizer_fingerprint(target.tokenizer):
+        return
+    ours, theirs = source.tokenizer.get_vocab(), target.tokenizer.get_vocab()
+    if len(ours) != len(theirs):
+        difference = f"{len(ours)} and {len(theirs)} entries"
+    else:
+        token = next((token for token, index in sorted(ours.items()) if theirs.get(token) != index), None)
+        difference = "other rules" if token is None else f"{token!r} is {ours[token]} and {theirs.get(token)}"
+    raise MismatchError(
+        f"{source.cfg.model_name} and {target.cfg.model_name} have different tokenizers ({difference}), so their "
+        "positions cannot be paired: use two models with the same tokenizer"
+    )
+
+
+_tokenizers: "WeakKeyDictionary[Any, str]" = WeakKeyDictionary()
+
+
+def tokenizer_fingerprint(tokenizer: Any) -> str:
+    """SHA-256 of a tokenizer's rules and vocabulary; padding, truncation and special-token settings are left out, for
+    TransformerLens changes them.
+
+    Raises:
+        LrtError: there is no tokenizer.
+    """
+    if tokenizer is None:
+        raise LrtError("the model has no tokenizer: load it with one, since documents are text")
+    if tokenizer not in _tokenizers:
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        if backend is None:
+            rules: Any = sorted(tokenizer.get_vocab().items())
+        else:
+            whole = json.loads(backend.to_str())
+            rules = {key: whole[key] for key in ("model", "normalizer", "pre_tokenizer")}
+        _tokenizers[tokenizer] = hashlib.sha256(json.dumps(rules, sort_keys=True).encode()).hexdigest()
+    return _tokenizers[tokenizer]
+
+
+def _writing_weights(model: HookedModel) -> Iterator[Float[Tensor, "row d_model"]]:
+    """A sample of the rows of what writes to the residual stream: the embedding, and each block's MLP, or its attention
+    where the MLP is not one matrix (mixtures of experts)."""
+    yield _sample(model.W_E)  # type: ignore[attr-defined]
+    for block in model.blocks:  # type: ignore[attr-defined]
+        weight = getattr(getattr(block, "mlp", None), "W_out", None)
+        yield _sample(block.attn.W_O if weight is None else weight)
+
+
+def _sample(weight: Tensor) -> Float[Tensor, "row d_model"]:
+    rows = weight.detach().reshape(-1, weight.shape[-1])
+    return rows[:: max(1, len(rows) // _SAMPLED_ROWS)][:_SAMPLED_ROWS].double()
+
+
+def _is_centered(weight: Float[Tensor, "row d_model"]) -> bool:
+    """Rows of mean zero. The row means of independent entries are about 1/√d_model of their size; centering and then
+    rounding to bfloat16 leaves a hundredth of that."""
+    size = weight.square().mean().sqrt()
+    means = weight.mean(1).square().mean().sqrt()
+    return bool(means * math.sqrt(weight.shape[1]) < 0.1 * size)
+
+
+def _fingerprint(weight: Float[Tensor, "row d_model"]) -> float:
+    """r·(Wc)/‖Wc‖ for fixed vectors r and c with Σc = 0: centering W over d_model, or a factor on it, change nothing."""
+    rows = torch.arange(weight.shape[0], dtype=torch.float64, device=weight.device)
+    columns = torch.arange(weight.shape[1], dtype=torch.float64, device=weight.device)
+    c = torch.cos(columns * math.sqrt(2))
+    written = weight @ (c - c.mean())
+    return float((torch.cos(rows * math.sqrt(3)) @ written) / written.norm().clamp(min=1e-300))
+
+
+def _weight_differences(expected: ModelIdentity, actual: ModelIdentity) -> list[str]:
+    if len(expected.weights) != len(actual.weights):
+        return []  # n_layers differs, and is named already
+    tolerance = 1e-3 if expected.dtype == actual.dtype else 3e-2
+    parts = ["the embedding", *(f"block {layer}" for layer in range(len(expected.weights) - 1))]
+    pairs = zip(parts, expected.weights, actual.weights, strict=True)
+    different = [part for part, ours, theirs in pairs if abs(ours - theirs) > tolerance]
+    return [f"the weights of {', '.join(different)} are others"] if different else []
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text if len(text) < 20 else f"{text[:12]}…"

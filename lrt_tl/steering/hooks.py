@@ -1,0 +1,133 @@
+"""Adding a vector to the residual stream, as TransformerLens hooks."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from lrt_tl.errors import LrtError
+from lrt_tl.models.attach import Attachment
+from lrt_tl.models.calls import call_from_mask, watch
+from lrt_tl.models.protocol import Hook, HookedModel
+from lrt_tl.text.positions import Positions, check_positions, select
+
+Selector = Callable[[Tensor], Bool[Tensor, "row position"]]
+"""Which positions of an activation `[row, position, d_model]` a hook changes."""
+
+
+def adding_hook(
+    delta: Float[Tensor, "d_model"],
+    selector: Selector,
+    on_change: Callable[[int], None] = lambda positions: None,
+) -> Hook:
+    """A hook that adds `delta` at the selected positions and leaves the others bit-identical.
+
+    `on_change` is told how many positions each call changed. A delta of zero changes nothing at all.
+    """
+    idle = not bool(delta.any())
+
+    def add(activation: Tensor, hook: object) -> Tensor | None:
+        selected = selector(activation).to(activation.device)
+        on_change(0 if idle else int(selected.sum()))
+        if idle:
+            return None
+        return torch.where(selected[..., None], activation + delta.to(activation), activation)
+
+    return add
+
+
+class SteeringHandle:
+    """A vector at work on a model, until `remove()`."""
+
+    def __init__(
+        self,
+        model: HookedModel,
+        hook_name: str,
+        delta: Float[Tensor, "d_model"],
+        *,
+        coefficient: float,
+        positions: Positions,
+    ) -> None:
+        self.hook_name = hook_name
+        self.coefficient = coefficient
+        self.positions = positions
+        self.calls = 0
+        """Forward passes that reached the hook point."""
+        self.positions_touched = 0
+        """Positions changed, over all rows of all calls."""
+        check_positions(positions)
+        watcher = watch(model)
+        self._release: Callable[[], None] | None = watcher.release
+        try:
+            hook = adding_hook(delta, lambda act: select(positions, watcher.current(act)), self._count)
+            self._attachment = Attachment(model, [(hook_name, hook)])
+        except BaseException:
+            watcher.release()
+            raise
+
+    def _count(self, positions: int) -> None:
+        self.calls += 1
+        self.positions_touched += positions
+
+    def remove(self) -> None:
+        """Take the vector off. A second time does nothing."""
+        self._attachment.remove()
+        if self._release is not None:
+            self._release()
+            self._release = None
+
+    def __repr__(self) -> str:
+        state = "removed" if self._release is None else "at work"
+        return (
+            f"SteeringHandle({self.hook_name} × {self.coefficient:g}, {self.positions!r}, {state}: "
+            f"{self.calls} calls, {self.positions_touched} positions touched)"
+        )
+
+
+@contextmanager
+def applied(handle: SteeringHandle) -> Iterator[SteeringHandle]:
+    """Take a handle off at the end of a `with` block, whatever happens in it."""
+    try:
+        yield handle
+    finally:
+        handle.remove()
+
+
+def fixed_selector(
+    positions: Positions, *, tokens: Tensor | None = None, mask: Tensor | None = None
+) -> Selector:
+    """A selector for hooks that are handed to `model.hooks` or `run_with_hooks`, where nothing but activations is seen.
+
+    Args:
+        tokens: `[row, position]`, the batch that the model will be run on.
+        mask: `[row, position]`, True or 1 at text; without it all of `tokens` is text.
+
+    Raises:
+        LrtError: what was asked for cannot be known there: what is generated, or positions without tokens or mask.
+            When the hook runs: the activations are not of the batch that was given.
+    """
+    check_positions(positions)
+    if positions == "generated":
+        raise LrtError("a bare hook cannot tell what is generated: use vector.apply(model, positions='generated')")
+    if mask is None and tokens is not None:
+        mask = torch.ones_like(tokens)
+    if mask is None:
+        if positions == "all":
+            return lambda activation: torch.ones(activation.shape[:2], dtype=torch.bool, device=activation.device)
+        raise LrtError(f"positions={positions!r} needs the tokens, or the mask, that the model will be run on")
+    known = mask.bool()
+    if tokens is not None and tokens.shape != mask.shape:
+        raise LrtError(f"tokens {tuple(tokens.shape)} and mask {tuple(mask.shape)} differ in shape")
+    chosen = select(positions, call_from_mask(known, n_positions=known.shape[1]))
+
+    def selector(activation: Tensor) -> Tensor:
+        if activation.shape[:2] != chosen.shape:
+            raise LrtError(
+                f"the hook saw {tuple(activation.shape[:2])} rows and positions, but was made for {tuple(chosen.shape)}: "
+                "make hooks for each batch, and steer generation with vector.apply(model)"
+            )
+        return chosen
+
+    return selector

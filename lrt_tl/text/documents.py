@@ -1,0 +1,209 @@
+"""Text files and iterables → documents, and the part that each document plays.
+
+Which split a document belongs to is a hash of its text: the same document is always in the same one, in any order, in
+any file, on any machine, and copies of it never end up on both sides.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from lrt_tl.errors import LrtError
+
+N_FOLDS = 5
+VALIDATION, TEST = N_FOLDS, N_FOLDS + 1
+N_SPLITS = N_FOLDS + 2
+"""Splits 0 … 4 are the folds of the cross-validation; 5 is validation, 6 is test, of about a tenth of the text each."""
+
+
+@dataclass(frozen=True)
+class Document:
+    """One text, and where it came from (`texts.jsonl:12`)."""
+
+    name: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Documents:
+    """Documents that can be read again and again, one at a time: files are never held in memory."""
+
+    name: str
+    open: Callable[[], Iterator[Document]]
+
+    def __iter__(self) -> Iterator[Document]:
+        return self.open()
+
+    def __repr__(self) -> str:
+        return f"Documents({self.name})"
+
+
+def read_documents(source: Any, *, text_key: str = "text") -> Documents:
+    """Documents from a file or from anything that yields them.
+
+    Args:
+        source: a `.txt` file (a document per paragraph; where no line is blank, per line), a `.jsonl` or `.parquet` file
+            with a `text_key`, a `datasets` object, or an iterable of strings or of mappings with a `text_key`. An
+            iterator, which can be read only once, is read into a list.
+
+    Raises:
+        LrtError: the file does not exist or is of another kind. While reading: a malformed line (with its number), a
+            missing or empty text, or no document at all.
+    """
+    if isinstance(source, Documents):
+        return source
+    if isinstance(source, (str, Path)):
+        path = Path(source)
+        reader = _READERS.get(path.suffix)
+        if reader is None:
+            raise LrtError(f"{path}: documents are read from {', '.join(_READERS)} files, not {path.suffix!r}")
+        if not path.is_file():
+            raise LrtError(f"there is no file {path}")
+        return Documents(path.name, partial(_not_empty, path.name, partial(reader, path, text_key)))
+    if isinstance(source, Iterator):
+        source = list(source)
+    if not isinstance(source, Iterable):
+        raise LrtError(f"documents must be a file or an iterable of strings, not {type(source).__name__}")
+    name = type(source).__name__
+    return Documents(name, partial(_not_empty, name, partial(_from_iterable, source, text_key)))
+
+
+def split_of(text: str) -> int:
+    """The split of a document, 0 to `N_SPLITS` − 1, from the SHA-256 of its text."""
+    number = hash_of(text)
+    tenth, rest = number % 10, number // 10
+    return {0: TEST, 1: VALIDATION}.get(tenth, rest % N_FOLDS)
+
+
+def hash_of(text: str) -> int:
+    """A 64-bit hash of a text, the same everywhere."""
+    return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:8], "big")
+
+
+class Exclusion:
+    """Finds documents that contain one of a set of texts, whatever their case and spacing.
+
+    Maps must not be fitted on the texts that they are tried on. A text of fewer than `min_words` words ("it is a") is
+    found in everything, so it excludes only documents that consist of it.
+    """
+
+    def __init__(self, texts: Iterable[str], *, min_words: int = 5) -> None:
+        self._size = min_words
+        self._whole: set[tuple[str, ...]] = set()
+        self._by_start: dict[tuple[str, ...], list[tuple[str, ...]]] = {}
+        for text in texts:
+            words = _words(text)
+            self._whole.add(words)
+            if len(words) >= min_words:
+                self._by_start.setdefault(words[:min_words], []).append(words)
+
+    def __contains__(self, text: str) -> bool:
+        words = _words(text)
+        if words in self._whole:
+            return True
+        return any(
+            words[start : start + len(wanted)] == wanted
+            for start in range(len(words) - self._size + 1)
+            for wanted in self._by_start.get(words[start : start + self._size], ())
+        )
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(re.findall(r"\w+|[^\w\s]", text.lower()))
+
+
+def parse_json_line(path: Path, number: int, line: str) -> Any:
+    """One line of a `.jsonl` file.
+
+    Raises:
+        LrtError: it is not JSON; names the line.
+    """
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError as error:
+        raise LrtError(f"{path.name}, line {number}: not valid JSON ({error})") from error
+
+
+def read_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """The lines of a UTF-8 file that are not blank, with their numbers from 1.
+
+    Raises:
+        LrtError: the file is not UTF-8; names the line.
+    """
+    number = 0
+    try:
+        with path.open(encoding="utf-8") as lines:
+            for number, line in enumerate(lines, start=1):
+                if line.strip():
+                    yield number, line
+    except UnicodeDecodeError as error:
+        raise LrtError(f"{path.name}, after line {number}: not UTF-8 text ({error})") from error
+
+
+def _read_text(path: Path, text_key: str) -> Iterator[Document]:
+    with path.open(encoding="utf-8") as lines:
+        paragraphs = any(not line.strip() for line in lines)
+    start, block, last = 0, "", 0
+    for number, line in read_lines(path):
+        if block and (not paragraphs or number > last + 1):
+            yield Document(f"{path.name}:{start}", block.strip())
+            block = ""
+        start = number if not block else start
+        block, last = block + line, number
+    if block:
+        yield Document(f"{path.name}:{start}", block.strip())
+
+
+def _read_jsonl(path: Path, text_key: str) -> Iterator[Document]:
+    for number, line in read_lines(path):
+        row = parse_json_line(path, number, line)
+        yield Document(f"{path.name}:{number}", _text(row, text_key, f"{path.name}, line {number}"))
+
+
+def _read_parquet(path: Path, text_key: str) -> Iterator[Document]:
+    from pyarrow.parquet import ParquetFile
+
+    with ParquetFile(path) as file:
+        if text_key not in file.schema_arrow.names:
+            raise LrtError(f"{path.name} has no column {text_key!r}: its columns are {file.schema_arrow.names}")
+        number = 0
+        for batch in file.iter_batches(columns=[text_key]):
+            for text in batch.column(0).to_pylist():
+                yield Document(f"{path.name}:{number}", _text(text, text_key, f"{path.name}, row {number}"))
+                number += 1
+
+
+_READERS: dict[str, Callable[[Path, str], Iterator[Document]]] = {
+    ".txt": _read_text,
+    ".jsonl": _read_jsonl,
+    ".parquet": _read_parquet,
+}
+
+
+def _from_iterable(source: Iterable[Any], text_key: str) -> Iterator[Document]:
+    for number, row in enumerate(source):
+        yield Document(f"document {number}", _text(row, text_key, f"document {number}"))
+
+
+def _text(row: Any, text_key: str, where: str) -> str:
+    if isinstance(row, Mapping):
+        if text_key not in row:
+            raise LrtError(f"{where}: no key {text_key!r} among {sorted(map(str, row))}")
+        row = row[text_key]
+    if not isinstance(row, str):
+        raise LrtError(f"{where}: the text is of type {type(row).__name__}, not a string")
+    return row
+
+
+def _not_empty(name: str, read: Callable[[], Iterator[Document]]) -> Iterator[Document]:
+    empty = True
+    for document in read():
+        empty = False
+        yield document
+    if empty:
+        raise LrtError(f"{name} holds no document")
