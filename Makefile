@@ -30,8 +30,9 @@ demo-usage:
 	@echo "  make demo SOURCE=folder TARGET=folder DOCUMENTS=file CONTRAST=file BEHAVIOR=file LAYERS=pairs [OUT=demo]" >&2
 	@exit 2
 
+# One thread a worker: workers that each start a thread a core wait for one another most of the time.
 test: $(INSTALLED) ## run the tests, offline
-	HF_HUB_OFFLINE=1 $(VENV)/bin/python -m pytest $(PYTEST_ARGS)
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest $(PYTEST_ARGS)
 
 check: $(INSTALLED) ## lint, formatting, types, direction of the imports
 	$(VENV)/bin/ruff check .

@@ -73,7 +73,9 @@ class AffineMap:
     def __post_init__(self) -> None:
         shape = (self.target.d_model, self.source.d_model)
         if self.weight.shape != shape or self.bias.shape != shape[:1]:
-            raise LrtError(f"a map from {self.source} to {self.target} has shape {shape}, not {tuple(self.weight.shape)}")
+            raise LrtError(
+                f"a map from {self.source} to {self.target} has shape {shape}, not {tuple(self.weight.shape)}"
+            )
         if not (torch.isfinite(self.weight).all() and torch.isfinite(self.bias).all()):
             raise LrtError("the map holds NaN or infinity")
         if self.report.tokens_per_dimension < FEW_TOKENS_PER_DIMENSION:

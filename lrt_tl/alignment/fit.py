@@ -13,7 +13,6 @@ from lrt_tl.alignment.harvest import SINK_RATIO, Harvest, HarvestCounts
 from lrt_tl.alignment.moments import Moments
 from lrt_tl.alignment.solvers import cross_validate, penalty_grid, r_squared, ridge
 from lrt_tl.errors import LrtError
-from lrt_tl.models.hook_names import resolve_hook_name
 from lrt_tl.models.identity import Site, site_of
 from lrt_tl.models.protocol import HookedModel
 from lrt_tl.text.batches import Layout
@@ -76,9 +75,7 @@ def fit_affine_map(
     )
     keys = f"source:{source_site.hook_name}", f"target:{target_site.hook_name}"
     calibration, counts = harvest.calibrate(), HarvestCounts()
-    moments = Moments.empty(
-        N_SPLITS, source_shift=calibration.means[keys[0]], target_shift=calibration.means[keys[1]]
-    )
+    moments = Moments.empty(N_SPLITS, source_shift=calibration.means[keys[0]], target_shift=calibration.means[keys[1]])
     for pairs in harvest.run(calibration, counts):
         moments.update(pairs.source[source_site.hook_name], pairs.target[target_site.hook_name], pairs.splits)
     fitted = solve(moments, source_site, target_site, counts, relative_ridges=relative_ridges)
@@ -100,8 +97,8 @@ def fit_activations(
     """Fit a map to activations already in hand. Splits, ridge and report are those of `fit_affine_map`.
 
     Args:
-        source: `[position, d_source]` or `[row, position, d_source]`, or a cache (`ActivationCache` or a mapping by hook
-            name) that holds such a tensor at `hook_names[0]`.
+        source: `[position, d_source]` or `[row, position, d_source]`, or a cache (`ActivationCache`, or a mapping by
+            hook name) that holds such a tensor at `hook_names[0]`.
         target: the same for the target, at the same positions.
         document_ids: for each position, or each row, the document that it is from, so that no document is on both sides
             of a split.
@@ -141,7 +138,7 @@ def fit_activations(
     moments.update(x, y, splits)
     sites = [Site(names[0], x.shape[1]), Site(names[1], y.shape[1])]
     if models is not None:
-        sites = [site_of(model, hook_name=resolve_hook_name(model, hook_name=n)) for model, n in zip(models, names, strict=True)]
+        sites = [site_of(model, hook_name=name) for model, name in zip(models, names, strict=True)]
     return solve(moments, sites[0], sites[1], counts, relative_ridges=relative_ridges)
 
 
@@ -202,7 +199,8 @@ def _rows_of(activations: Any, hook_name: str | None, side: str) -> Float[Tensor
             raise LrtError(f"the {side}'s cache holds no {hook_name!r}") from error
     if activations.ndim not in (2, 3):
         raise LrtError(f"the {side}'s activations must be [position, d_model] or [row, position, d_model]")
-    return activations if activations.dtype == torch.float64 else activations.float()
+    rows: Tensor = activations
+    return rows if rows.dtype == torch.float64 else rows.float()
 
 
 def _splits(document_ids: Sequence[Any] | Tensor, shape: Sequence[int]) -> Int[Tensor, "*position"]:
@@ -210,7 +208,7 @@ def _splits(document_ids: Sequence[Any] | Tensor, shape: Sequence[int]) -> Int[T
     if len(ids) != shape[0]:
         raise LrtError(f"{len(ids)} document ids do not fit activations of {shape[0]} rows")
     splits = torch.tensor([split_of(str(document)) for document in ids])
-    return splits if len(shape) == 1 else splits[:, None].expand(tuple(shape))
+    return splits if len(shape) == 1 else torch.broadcast_to(splits[:, None], tuple(shape))
 
 
 def _as_list(document_ids: Sequence[Any] | Tensor | Mapping[Any, Any]) -> list[Any]:

@@ -81,14 +81,14 @@ class Moments:
         widths = (len(self.source_shift), len(self.target_shift))
         if len(source) != len(target) or (source.shape[1], target.shape[1]) != widths:
             raise LrtError(
-                f"activations {tuple(source.shape)} and {tuple(target.shape)} do not pair: the numbers of positions must "
-                f"agree, and the widths be {widths[0]} and {widths[1]}"
+                f"activations {tuple(source.shape)} and {tuple(target.shape)} do not pair: the numbers of positions "
+                f"must agree, and the widths be {widths[0]} and {widths[1]}"
             )
         device = self.source_shift.device
         x = source.to(device) - self.source_shift.to(source.dtype)
         y = target.to(device) - self.target_shift.to(target.dtype)
         splits = splits.to(device)
-        for split in splits.unique().tolist():
+        for split in torch.unique(splits).tolist():
             xs, ys = x[splits == split], y[splits == split]
             self.count[split] += len(xs)
             self.source_sum[split] += xs.double().sum(0)

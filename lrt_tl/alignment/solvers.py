@@ -72,9 +72,7 @@ def r_squared(solution: Solution, held_out: Centered) -> float:
     return 1 - squared_error(solution, held_out) / total
 
 
-def cross_validate(
-    moments: Moments, folds: Sequence[int], penalties: Float64[Tensor, "penalty"]
-) -> CrossValidation:
+def cross_validate(moments: Moments, folds: Sequence[int], penalties: Float64[Tensor, "penalty"]) -> CrossValidation:
     """K-fold cross-validation of every penalty, from the moments alone. Equal to refitting on the other folds.
 
     One eigendecomposition of Sxx = VΛVᵀ a fold serves all penalties: with U = VᵀSxy and D = 1/(Λ + nλ), W = V D U, and
@@ -103,4 +101,5 @@ def _fold_r2(
         + torch.einsum("pi,ij,pj->p", inverse, quadratic, inverse)
         + held.count * offset.square().sum(1)
     )
-    return 1 - error.clamp(min=0) / total
+    r2: Tensor = 1 - error.clamp(min=0) / total
+    return r2

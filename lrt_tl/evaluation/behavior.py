@@ -97,8 +97,8 @@ def _single_tokens(tokenizer: Any, answers: Sequence[str]) -> list[int]:
         if len(row) != 1:
             pieces = tokenizer.convert_ids_to_tokens(row)
             raise LrtError(
-                f"the answer {answer!r} is {len(row)} tokens ({pieces}), not one: answers usually begin with a space, and "
-                "rare words cannot be used"
+                f"the answer {answer!r} is {len(row)} tokens ({pieces}), not one: answers usually begin with a space, "
+                "and rare words cannot be used"
             )
     return [row[0] for row in rows]
 

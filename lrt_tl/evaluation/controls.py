@@ -3,6 +3,7 @@
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn import functional
 
 from lrt_tl.alignment.affine_map import AffineMap
 from lrt_tl.errors import LrtError
@@ -13,17 +14,17 @@ N_DRAWS = 64
 def random_directions(n: int, d_model: int, *, seed: int = 0) -> Float[Tensor, "draw d_model"]:
     """Unit vectors, uniform over the sphere."""
     directions = torch.randn(n, d_model, generator=torch.Generator().manual_seed(seed))
-    return directions / directions.norm(dim=1, keepdim=True)
+    return functional.normalize(directions, dim=1)
 
 
 def shuffled_map_directions(affine_map: AffineMap, n: int, *, seed: int = 0) -> Float[Tensor, "draw d_model"]:
     """Where maps fitted on row-shuffled pairs of states would carry a vector, as unit vectors.
 
     A random permutation of n rows of y gives a cross product Sxy of mean zero and covariance, exactly,
-    cov(Sxy[i, j], Sxy[k, l]) = Sxx[i, k] Syy[j, l] / (n − 1), and with n in the thousands it is normal. The vector v then
-    lands on Sxyᵀ(Sxx + nλI)⁻¹v, whose covariance is Syy times a number that neither v nor the source changes. So the
-    directions are those of N(0, Syy): no harvest and no fit is needed. (Derived for this package; its tests check it
-    against maps fitted on shuffled rows.)
+    cov(Sxy[i, j], Sxy[k, l]) = Sxx[i, k] Syy[j, l] / (n − 1), and with n in the thousands it is normal. The vector v
+    then lands on Sxyᵀ(Sxx + nλI)⁻¹v, whose covariance is Syy times a number. So the directions are those of N(0, Syy),
+    whatever v is: no harvest and no fit is needed. (Derived for this package; its tests check it against maps that were
+    fitted on shuffled rows.)
 
     Raises:
         LrtError: the target's covariance is not positive semidefinite.
@@ -33,4 +34,4 @@ def shuffled_map_directions(affine_map: AffineMap, n: int, *, seed: int = 0) -> 
         raise LrtError("the map's target covariance is not positive semidefinite: the artifact is damaged")
     normal = torch.randn(n, len(eigenvalues), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     directions = (normal * eigenvalues.clamp(min=0).sqrt()) @ vectors.T
-    return (directions / directions.norm(dim=1, keepdim=True)).float()
+    return functional.normalize(directions, dim=1).float()

@@ -63,7 +63,9 @@ def recovery(
     randoms = ((draws @ random.double()) * prompts).sum(1)
     slope, place = float(native.mean()), rank(float(native.mean()), random.mean(1))
     if n_prompts > 1 and float(natives.quantile(LEVEL / 2)) <= 0:
-        return Recovery(None, None, None, f"the native slope, {slope:.3g}, is not above zero beyond its prompts' scatter")
+        return Recovery(
+            None, None, None, f"the native slope, {slope:.3g}, is not above zero beyond its prompts' scatter"
+        )
     if slope <= 0:
         return Recovery(None, None, None, f"the native slope, {slope:.3g}, is not above zero")
     if place / (n_draws + 1) > LEVEL:

@@ -1,9 +1,9 @@
 """What one forward pass is looking at: which columns are text, where in the text, and whether the model wrote them.
 
-A hook sees activations `[row, position, d_model]` and nothing else. Under a KV cache these are 7 positions, then 1, 1, 1,
-…, and without one 7, 8, 9, …; which of them are padding, or generated, cannot be told from them. A `CallWatcher` notes
-it from outside: from the arguments of the blocks (HookedTransformer) or of the Hugging Face model (TransformerBridge),
-and from the `generate` call around them.
+A hook sees activations `[row, position, d_model]` and nothing else. Under a KV cache these are 7 positions, then 1, 1,
+1, …, and without one 7, 8, 9, …; which of them are padding, or generated, cannot be told from them. A `CallWatcher`
+notes it from outside: from the arguments of the blocks (HookedTransformer) or of the Hugging Face model
+(TransformerBridge), and from the `generate` call around them.
 """
 
 import functools
@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from lrt_tl.errors import LrtError
 from lrt_tl.models.protocol import HookedModel
 
 _GENERATE = ("generate", "generate_stream", "hf_generate")
@@ -35,9 +36,7 @@ class Call:
     a KV cache."""
 
 
-def call_from_mask(
-    mask: Bool[Tensor, "row column"], *, n_positions: int, prompt_length: int | None = None
-) -> Call:
+def call_from_mask(mask: Bool[Tensor, "row column"], *, n_positions: int, prompt_length: int | None = None) -> Call:
     """The last `n_positions` columns of a batch whose mask covers all columns, cached ones included.
 
     Args:
@@ -67,7 +66,8 @@ class CallWatcher:
         """The call that this activation `[row, position, d_model]` is part of."""
         rows, n_positions = activation.shape[:2]
         if self._seen is None or self._seen[:2] != (rows, n_positions):
-            raise RuntimeError(f"a hook saw {rows} rows of {n_positions} positions, the model was called on {self._seen}")
+            called = None if self._seen is None else self._seen[:2]
+            raise LrtError(f"a hook saw {rows} rows of {n_positions} positions, but the model was called on {called}")
         past, mask = self._seen[2:]
         if mask is None:
             mask = torch.ones(rows, past + n_positions, dtype=torch.bool)

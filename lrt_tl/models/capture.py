@@ -1,6 +1,7 @@
 """Run a model up to the deepest point of the residual stream that is asked for, and return what was there."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -10,7 +11,7 @@ from lrt_tl.models.attach import attached
 from lrt_tl.models.protocol import Hook, HookedModel
 
 
-class _Captured(Exception):
+class _CapturedError(Exception):
     """Everything that was asked for has been seen: the rest of the forward pass is not needed."""
 
 
@@ -23,8 +24,9 @@ def capture(
 ) -> dict[str, Float[Tensor, "row position _"]]:
     """Residual-stream activations in float32, by (resolved) hook name, on the model's device.
 
-    The forward pass ends, by an exception, at the last hook point that is needed. `stop_at_layer` would not do: a Bridge
-    told `n_layers` runs on through the unembedding, and told L it returns an empty cache for layer L without a word.
+    The forward pass ends, by an exception, at the last hook point that is needed. `stop_at_layer` would not do: a
+    Bridge told `n_layers` runs on through the unembedding, and told L it returns an empty cache for layer L, and says
+    nothing.
     """
     found: dict[str, Tensor] = {}
 
@@ -32,15 +34,12 @@ def capture(
         def keep(activation: Tensor, hook: object) -> None:
             found[name] = activation.detach().float()
             if len(found) == len(wanted):
-                raise _Captured
+                raise _CapturedError
 
         return keep
 
     wanted = list(dict.fromkeys(hook_names))
     device = model.cfg.device
-    with attached(model, [(name, keeper(name)) for name in wanted]):
-        try:
-            model(tokens.to(device), attention_mask=mask.to(device).long())
-        except _Captured:
-            pass
+    with attached(model, [(name, keeper(name)) for name in wanted]), suppress(_CapturedError):
+        model(tokens.to(device), attention_mask=mask.to(device).long())
     return found

@@ -112,11 +112,7 @@ def _neox(config: Any) -> Fields:
 
 def _llama(config: Any) -> Fields:
     _require(config, attention_bias=False, mlp_bias=False)  # the weight conversion would drop these
-    grouped = config.num_key_value_heads != config.num_attention_heads
-    return {
-        **_gated_rms(config, config.hidden_act, config.head_dim),
-        "n_key_value_heads": config.num_key_value_heads if grouped else None,
-    }
+    return _gated_rms(config, config.hidden_act, config.head_dim)
 
 
 def _qwen2(config: Any) -> Fields:

@@ -1,10 +1,10 @@
 """What a model *is*, as far as its residual stream goes, and whether another one is the same.
 
 A map fitted on one residual stream is silently wrong on another: of another model, of other weights, or of the same
-weights in another basis. TransformerLens's `center_writing_weights` (the default of `HookedTransformer.from_pretrained`,
-and part of a Bridge's `enable_compatibility_mode`) subtracts from every state its mean over `d_model`. Folding LayerNorm
-leaves the residual stream as it is. So an identity holds what makes a difference there, is the same for both classes of
-model, and is read off the weights, since nothing else records what was done to them.
+weights in another basis. TransformerLens's `center_writing_weights`, the default of `HookedTransformer.from_pretrained`
+and part of a Bridge's `enable_compatibility_mode`, subtracts from every state its mean over `d_model`. Folding
+LayerNorm leaves the residual stream as it is. So an identity holds what makes a difference there, is the same for both
+classes of model, and is read off the weights, since nothing else records what was done to them.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ _SAMPLED_ROWS = 512
 
 @dataclass(frozen=True)
 class ModelIdentity:
-    """What a model is. `name`, `revision` and `dtype` are for people; the rest must agree for an artifact to be used."""
+    """What a model is. `name`, `revision` and `dtype` are for people; the rest must agree for use."""
 
     name: str
     revision: str | None
@@ -200,7 +200,7 @@ def _is_centered(weight: Float[Tensor, "row d_model"]) -> bool:
 
 
 def _fingerprint(weight: Float[Tensor, "row d_model"]) -> float:
-    """r·(Wc)/‖Wc‖ for fixed vectors r and c with Σc = 0: centering W over d_model, or a factor on it, change nothing."""
+    """r·(Wc)/‖Wc‖ for fixed vectors r and c with Σc = 0: centering W over d_model, or a factor, changes nothing."""
     rows = torch.arange(weight.shape[0], dtype=torch.float64, device=weight.device)
     columns = torch.arange(weight.shape[1], dtype=torch.float64, device=weight.device)
     c = torch.cos(columns * math.sqrt(2))

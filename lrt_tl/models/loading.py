@@ -8,12 +8,13 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
 from lrt_tl.errors import LrtError
 from lrt_tl.models.conversion import hooked_from_folder
+from lrt_tl.models.protocol import HookedModel
 
 _WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
 _TOKENIZER = ("tokenizer*", "vocab*", "*.model")
@@ -27,7 +28,7 @@ def load_model(
     device: str | None = None,
     dtype: torch.dtype = torch.float32,
     revision: str | None = None,
-) -> Any:
+) -> HookedModel:
     """Load a language model, ready to be read and steered (in evaluation mode).
 
     Args:
@@ -63,19 +64,15 @@ def load_model(
             model = _hooked_from_hub(str(name_or_folder), processed, device, dtype, revision)
     if revision is not None:
         model.cfg.revision = revision
-    return model.eval()
+    return model.eval()  # type: ignore[attr-defined, no-any-return]
 
 
-def _bridge(
-    source: str | Path, processed: bool, device: str | None, dtype: torch.dtype, revision: str | None
-) -> Any:
+def _bridge(source: str | Path, processed: bool, device: str | None, dtype: torch.dtype, revision: str | None) -> Any:
     from transformer_lens.model_bridge import TransformerBridge
 
     model = TransformerBridge.boot_transformers(str(source), device=device, dtype=dtype, revision=revision)
     if not getattr(model.original_model.config, "scale_attn_weights", True):
-        raise LrtError(
-            f"{source} cannot be a Bridge, since a Bridge ignores scale_attn_weights=False of GPT-2"
-        )
+        raise LrtError(f"{source} cannot be a Bridge, since a Bridge ignores scale_attn_weights=False of GPT-2")
     if isinstance(source, Path):
         model.cfg.model_name = source.name
     if processed:
@@ -83,9 +80,7 @@ def _bridge(
     return model
 
 
-def _hooked_from_hub(
-    name: str, processed: bool, device: str | None, dtype: torch.dtype, revision: str | None
-) -> Any:
+def _hooked_from_hub(name: str, processed: bool, device: str | None, dtype: torch.dtype, revision: str | None) -> Any:
     from transformer_lens import HookedTransformer
 
     load = HookedTransformer.from_pretrained if processed else HookedTransformer.from_pretrained_no_processing

@@ -1,7 +1,7 @@
 """What the rest of the package asks of a model: `HookedTransformer` and `TransformerBridge` both fit."""
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -9,6 +9,7 @@ Hook = Callable[..., Tensor | None]
 """A TransformerLens hook: called as `hook(activation, hook=hook_point)`, returns the new activation or None."""
 
 
+@runtime_checkable
 class HookPoint(Protocol):
     """A TransformerLens `HookPoint`: the identity, with a list of the hooks on it."""
 
@@ -18,6 +19,7 @@ class HookPoint(Protocol):
     def add_hook(self, hook: Hook) -> Any: ...
 
 
+@runtime_checkable
 class HookedModel(Protocol):
     """A TransformerLens language model."""
 

@@ -22,8 +22,8 @@ def read_contrast_pairs(source: Any) -> list[ContrastPair]:
     """Contrast pairs from a file or a list.
 
     Args:
-        source: a `.jsonl` file of `{"positive": …, "negative": …}`; a `.json` file as in Contrastive Activation Addition
-            (Rimsky et al. 2023, arXiv 2312.06681), a list of `{"question", "answer_matching_behavior",
+        source: a `.jsonl` file of `{"positive": …, "negative": …}`; a `.json` file as in Contrastive Activation
+            Addition (Rimsky et al. 2023, arXiv 2312.06681), a list of `{"question", "answer_matching_behavior",
             "answer_not_matching_behavior"}`; or an iterable of such mappings, of `(positive, negative)` or of pairs.
 
     Raises:

@@ -17,8 +17,8 @@ from lrt_tl.steering.vector import SteeringVector
 from lrt_tl.text.batches import pad, tokenize
 
 TextPosition = Literal["mean", "last"] | int
-"""Where a text's state is read: the mean over its non-special tokens, its last one, or the n-th (from 0, or from the end
-if negative)."""
+"""Where a text's state is read: the mean over its non-special tokens, its last one, or the n-th (from 0; from the end if
+negative)."""
 
 
 def mean_difference(

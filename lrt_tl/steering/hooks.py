@@ -95,9 +95,7 @@ def applied(handle: SteeringHandle) -> Iterator[SteeringHandle]:
         handle.remove()
 
 
-def fixed_selector(
-    positions: Positions, *, tokens: Tensor | None = None, mask: Tensor | None = None
-) -> Selector:
+def fixed_selector(positions: Positions, *, tokens: Tensor | None = None, mask: Tensor | None = None) -> Selector:
     """A selector for hooks that are handed to `model.hooks` or `run_with_hooks`, where nothing but activations is seen.
 
     Args:
@@ -125,8 +123,8 @@ def fixed_selector(
     def selector(activation: Tensor) -> Tensor:
         if activation.shape[:2] != chosen.shape:
             raise LrtError(
-                f"the hook saw {tuple(activation.shape[:2])} rows and positions, but was made for {tuple(chosen.shape)}: "
-                "make hooks for each batch, and steer generation with vector.apply(model)"
+                f"the hook saw {tuple(activation.shape[:2])} rows and positions, not the {tuple(chosen.shape)} that it was made for:"
+                " make hooks for each batch, and steer generation with vector.apply(model)"
             )
         return chosen
 

@@ -141,9 +141,7 @@ class SteeringVector:
             ArtifactError: the folder exists.
         """
         config = {"site": self.site.to_json(), "residual_norm": self.residual_norm, "provenance": self.provenance}
-        return save_artifact(
-            folder, kind=KIND, config=config, tensors={"direction": self.direction}, card=self._card()
-        )
+        return save_artifact(folder, kind=KIND, config=config, tensors={"direction": self.direction}, card=self._card())
 
     @classmethod
     def load(cls, folder: str | Path) -> "SteeringVector":
@@ -164,5 +162,12 @@ class SteeringVector:
     def _card(self) -> str:
         lines = [f"# Steering vector for {self.site}", "", f"`{self!r}`", "", "```python"]
         lines += ["import lrt_tl as lrt", 'vector = lrt.SteeringVector.load("this folder")']
-        lines += ["with vector.apply(model, coefficient=4.0):", '    model.generate("…")', "```", "", "How it was made:", ""]
+        lines += [
+            "with vector.apply(model, coefficient=4.0):",
+            '    model.generate("…")',
+            "```",
+            "",
+            "How it was made:",
+            "",
+        ]
         return "\n".join([*lines, *(f"- {key}: {value}" for key, value in self.provenance.items())])

@@ -17,8 +17,8 @@ from lrt_tl.errors import LrtError
 from lrt_tl.text.documents import Document, split_of
 
 Layout = Literal["split", "truncate", "pack"]
-"""What to do with the length of documents. `"split"`: a long one becomes several rows, each a document of its own to the
-model; `"truncate"`: its end is dropped, and counted; `"pack"`: documents of one split share rows, and see each other."""
+"""What to do with the length of documents. `"split"`: a long one becomes several rows, each a text of its own to the
+model; `"truncate"`: its end is dropped, and counted; `"pack"`: documents of one split share rows and see each other."""
 
 _BATCHES_SORTED_TOGETHER = 32
 

@@ -47,8 +47,8 @@ def read_documents(source: Any, *, text_key: str = "text") -> Documents:
     """Documents from a file or from anything that yields them.
 
     Args:
-        source: a `.txt` file (a document per paragraph; where no line is blank, per line), a `.jsonl` or `.parquet` file
-            with a `text_key`, a `datasets` object, or an iterable of strings or of mappings with a `text_key`. An
+        source: a `.txt` file (a document per paragraph; where no line is blank, per line), a `.jsonl` or `.parquet`
+            file with a `text_key`, a `datasets` object, or an iterable of strings or of mappings with a `text_key`. An
             iterator, which can be read only once, is read into a list.
 
     Raises:

@@ -3,13 +3,11 @@
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
@@ -20,20 +18,12 @@ from transformers import (
     LlamaConfig,
     MptConfig,
     PretrainedConfig,
-    PreTrainedTokenizerFast,
     Qwen2Config,
 )
 
 from lrt_tl.errors import LrtError
 from lrt_tl.models.loading import load_model
-
-REVIEWS = Path(__file__).resolve().parents[3] / "shared" / "reviews"
-WORDS = ["<unk>", "<s>", "</s>", *(f"word{i}" for i in range(40))]
-D_VOCAB = 48  # more rows than the tokenizer has words, as is usual
-
-has_hooked = not version("transformer-lens").startswith("4.")
-hooked_only = pytest.mark.skipif(not has_hooked, reason="HookedTransformer is gone from TransformerLens 4")
-CLASSES = [pytest.param("hooked", marks=hooked_only), "bridge"]
+from tests.checkpoints import CLASSES, D_VOCAB, REVIEWS, has_hooked, hooked_only, needs_reviews, save_checkpoint
 
 
 def _gpt2(**changes: Any) -> GPT2Config:
@@ -57,9 +47,7 @@ LLAMA3_ROPE = {
 }
 CONFIGS: dict[str, Callable[[], PretrainedConfig]] = {
     "gpt2": _gpt2,
-    "gpt2-scaled": lambda: _gpt2(
-        activation_function="relu", scale_attn_by_inverse_layer_idx=True, n_inner=None
-    ),
+    "gpt2-scaled": lambda: _gpt2(activation_function="relu", scale_attn_by_inverse_layer_idx=True, n_inner=None),
     "neox": lambda: GPTNeoXConfig(**_settings(rotary_pct=0.5, rotary_emb_base=300)),
     "neox-sequential": lambda: GPTNeoXConfig(
         **_settings(use_parallel_residual=False, hidden_act="gelu_fast", layer_norm_eps=1e-3)
@@ -83,9 +71,7 @@ CONFIGS: dict[str, Callable[[], PretrainedConfig]] = {
         )
     ),
     "gemma2-uncapped": lambda: Gemma2Config(
-        **_settings(
-            num_key_value_heads=4, head_dim=16, attn_logit_softcapping=None, final_logit_softcapping=None
-        )
+        **_settings(num_key_value_heads=4, head_dim=16, attn_logit_softcapping=None, final_logit_softcapping=None)
     ),
 }
 
@@ -102,24 +88,6 @@ class Checkpoint:
     """After each block but the last, of which Hugging Face shows only the normalized state."""
 
 
-def save(config: PretrainedConfig, folder: Path, *, seed: int = 0) -> Path:
-    """A model of this configuration in which no gain, bias or mean is trivial, and a tokenizer."""
-    torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(config)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            is_gain = parameter.ndim == 1 and name.endswith("weight")
-            parameter.normal_(mean=1.0 if is_gain else 0.05, std=0.3)
-    model.save_pretrained(folder)
-    vocabulary = {word: index for index, word in enumerate(WORDS)}
-    words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    words.pre_tokenizer = pre_tokenizers.Whitespace()
-    PreTrainedTokenizerFast(
-        tokenizer_object=words, unk_token="<unk>", bos_token="<s>", eos_token="</s>"
-    ).save_pretrained(folder)
-    return folder
-
-
 @torch.no_grad()
 def reference(name: str, folder: Path, dtype: torch.dtype = torch.float32) -> Checkpoint:
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="eager").eval()
@@ -131,12 +99,12 @@ def reference(name: str, folder: Path, dtype: torch.dtype = torch.float32) -> Ch
 @pytest.fixture(scope="module", params=list(CONFIGS))
 def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     name: str = request.param
-    return reference(name, save(CONFIGS[name](), tmp_path_factory.mktemp("models") / name))
+    return reference(name, save_checkpoint(CONFIGS[name](), tmp_path_factory.mktemp("models") / name))
 
 
 @pytest.fixture(scope="module")
 def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
-    return reference("gpt2", save(_gpt2(), tmp_path_factory.mktemp("models") / "gpt2"))
+    return reference("gpt2", save_checkpoint(_gpt2(), tmp_path_factory.mktemp("models") / "gpt2"))
 
 
 @torch.no_grad()
@@ -175,6 +143,7 @@ def test_processing_changes_no_prediction(checkpoint: Checkpoint, model_class: A
         assert_close(logits, checkpoint.logits)  # capped, so that not even a constant may be added
     if model_class == "hooked":
         assert model.cfg.normalization_type == ("LNPre" if subtracts_mean else "RMSPre")
+        assert not model.b_V.any()
 
 
 @hooked_only
@@ -187,7 +156,7 @@ def test_words_in_the_path_say_nothing(gpt2: Checkpoint, tmp_path: Path) -> None
 
 
 def test_unscaled_attention(tmp_path: Path) -> None:
-    expected = reference("unscaled", save(_gpt2(scale_attn_weights=False), tmp_path))
+    expected = reference("unscaled", save_checkpoint(_gpt2(scale_attn_weights=False), tmp_path))
     with pytest.raises(LrtError, match="Bridge ignores scale_attn_weights=False"):
         load_model(expected.folder)
     if has_hooked:
@@ -229,7 +198,7 @@ def test_the_tokenizer_is_the_folders(gpt2: Checkpoint, model_class: Any) -> Non
 
 @pytest.mark.parametrize("model_class", CLASSES)
 @pytest.mark.parametrize("size", ["small", "large"])
-@pytest.mark.skipif(not REVIEWS.is_dir(), reason="the shared review models are not here")
+@needs_reviews
 def test_the_review_models(size: str, model_class: Any) -> None:
     expected = reference(size, REVIEWS / size)
     logits, _ = run(load_model(expected.folder, model_class=model_class), expected)
@@ -321,7 +290,7 @@ def test_a_revision_from_the_hub(
     (repository / "refs").mkdir(parents=True)
     for seed, (revision, commit) in enumerate({"main": "a" * 40, "step1000": "b" * 40}.items()):
         (repository / "refs" / revision).write_text(commit)
-        save(GPTNeoXConfig(**_settings()), repository / "snapshots" / commit, seed=seed)
+        save_checkpoint(GPTNeoXConfig(**_settings()), repository / "snapshots" / commit, seed=seed)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
 
@@ -335,9 +304,7 @@ def test_a_revision_from_the_hub(
 
 @pytest.mark.parametrize("model_class", CLASSES)
 @pytest.mark.parametrize("processed", [False, True])
-def test_a_name_that_the_hub_does_not_give(
-    monkeypatch: pytest.MonkeyPatch, model_class: Any, processed: bool
-) -> None:
+def test_a_name_that_the_hub_does_not_give(monkeypatch: pytest.MonkeyPatch, model_class: Any, processed: bool) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(LrtError, match=r"cannot load nobody/nothing from the hub") as caught:
         load_model("nobody/nothing", model_class=model_class, processed=processed, revision="main")

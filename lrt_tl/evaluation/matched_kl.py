@@ -1,0 +1,102 @@
+"""Equal disturbance: scale vectors until all change the model's predictions on neutral text by as much."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from lrt_tl.errors import LrtError
+from lrt_tl.models.attach import attached
+from lrt_tl.models.protocol import HookedModel
+from lrt_tl.text.batches import pad, tokenize
+
+TOKENS_PER_TEXT = 16
+_STEPS, _TOLERANCE, _ROWS = 6, 0.02, 128
+
+
+def neutral_batch(
+    model: HookedModel, texts: Sequence[str], *, prepend_bos: bool = True
+) -> tuple[Int[Tensor, "text position"], Bool[Tensor, "text position"]]:
+    """The first tokens of each text, and where they are (special tokens and padding are False).
+
+    Raises:
+        LrtError: there is no text.
+    """
+    if not texts:
+        raise LrtError("matching KL needs neutral text")
+    rows = [row[:TOKENS_PER_TEXT] for row in tokenize(model.tokenizer, texts, prepend_bos=prepend_bos)]
+    tokens, _, content = pad(model.tokenizer, rows)
+    return tokens, content
+
+
+@torch.no_grad()
+def kl_of_steering(
+    model: HookedModel,
+    hook_name: str,
+    deltas: Float[Tensor, "delta d_model"],
+    tokens: Int[Tensor, "text position"],
+    content: Bool[Tensor, "text position"],
+) -> Float[Tensor, "delta"]:
+    """Mean KL(plain ‖ steered) of the next-token distributions, nats a position, for each delta added everywhere."""
+    device = model.cfg.device
+    tokens, content = tokens.to(device), content.to(device)
+    plain = model(tokens)[content].float().log_softmax(-1)
+    probabilities = plain.exp()
+    entropy = -(probabilities * plain).sum(-1)
+    found = []
+    for some in torch.split(deltas, max(1, _ROWS // len(tokens))):
+        per_row = some.repeat_interleave(len(tokens), dim=0).to(device)
+
+        def add(activation: Tensor, hook: object, per_row: Tensor = per_row) -> Tensor:
+            return activation + per_row[:, None, :].to(activation)
+
+        with attached(model, [(hook_name, add)]):
+            logits = model(tokens.repeat(len(some), 1))
+        steered = logits.reshape(len(some), *tokens.shape, -1)[:, content].float()
+        cross_entropy = steered.logsumexp(-1) - torch.einsum("pv,dpv->dp", probabilities, steered)
+        found.append((cross_entropy - entropy).mean(1).double().cpu())
+    return torch.cat(found)
+
+
+def scales_of_equal_kl(
+    model: HookedModel,
+    hook_name: str,
+    directions: Float[Tensor, "arm d_model"],
+    coefficient: float,
+    texts: Sequence[str],
+    *,
+    prepend_bos: bool = True,
+) -> Float[Tensor, "arm"]:
+    """Factors that give every direction the KL of the first, at ± the coefficient on neutral text, to 2 %.
+
+    KL grows about as the square of the coefficient, so a secant on log–log axes finds each factor in a few passes.
+
+    Raises:
+        LrtError: a factor was not found: the direction changes nothing, or its KL does not reach the first's.
+    """
+    tokens, content = neutral_batch(model, texts, prepend_bos=prepend_bos)
+
+    def log_kl(scales: Tensor) -> Tensor:
+        deltas = (scales[:, None] * coefficient * directions).float()
+        both = kl_of_steering(model, hook_name, torch.cat([deltas, -deltas]), tokens, content)
+        return both.reshape(2, -1).mean(0).clamp(min=1e-30).log()
+
+    scales = torch.ones(len(directions), dtype=torch.float64)
+    now = log_kl(scales)
+    wanted, power = now[0].clone(), torch.full_like(now, 2.0)
+    for _ in tqdm(range(_STEPS), desc="match KL", unit=" passes", leave=False):
+        if ((now - wanted).abs() < _TOLERANCE).all():
+            return scales
+        step = ((wanted - now) / power).clamp(-1.5, 1.5)
+        before, scales = now, scales * step.exp()
+        now = log_kl(scales)
+        power = torch.where(step.abs() > 1e-3, (now - before) / step, power).clamp(0.5, 4)
+    worst = int((now - wanted).abs().argmax())
+    if (now - wanted).abs()[worst] < _TOLERANCE:
+        return scales
+    raise LrtError(
+        f"no factor gives direction {worst} the KL of the first, {float(wanted.exp()):.3g} nats: it has "
+        f"{float(now[worst].exp()):.3g} at {float(scales[worst]):.3g} times its length"
+    )
