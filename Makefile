@@ -44,8 +44,9 @@ clean: ## remove the environments and all caches
 	rm -rf .venv* build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# The stamp holds the version of TransformerLens that was asked for; another one makes it out of date.
-ifneq ($(shell cat $(INSTALLED) 2>/dev/null),$(TRANSFORMER_LENS))
+# The stamp holds the version of TransformerLens that was asked for. It is out of date when another one is, or when the
+# environment does not run.
+ifneq ($(shell $(VENV)/bin/python -c '' 2>/dev/null && cat $(INSTALLED) 2>/dev/null),$(TRANSFORMER_LENS))
 .PHONY: $(INSTALLED)
 endif
 

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -64,7 +64,8 @@ def load_model(
             model = _hooked_from_hub(str(name_or_folder), processed, device, dtype, revision)
     if revision is not None:
         model.cfg.revision = revision
-    return model.eval()  # type: ignore[attr-defined, no-any-return]
+    loaded: HookedModel = model.eval()
+    return loaded
 
 
 def _bridge(source: str | Path, processed: bool, device: str | None, dtype: torch.dtype, revision: str | None) -> Any:

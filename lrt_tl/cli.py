@@ -1,0 +1,347 @@
+"""The command line. What takes seconds to import is imported by the command that needs it."""
+
+import shlex
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from lrt_tl.errors import LrtError
+
+if TYPE_CHECKING:
+    from lrt_tl.models.protocol import HookedModel
+
+app = typer.Typer(
+    help="Carry steering vectors from a small language model to a large one, and measure what they do there.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+ModelClass = Literal["bridge", "hooked"]
+Dtype = Literal["float32", "bfloat16", "float16"]
+MODEL = "A model: its name on the Hugging Face hub, or a folder that holds it."
+Source = Annotated[str, typer.Option(help=MODEL)]
+Target = Annotated[str, typer.Option(help=MODEL)]
+DocumentsFile = Annotated[Path, typer.Option(help="Text to fit the map on: .txt, .jsonl or .parquet.")]
+Layers = Annotated[
+    str, typer.Option(help="Source and target layer, as 2:3 (the residual stream after these blocks); or hook names.")
+]
+Out = Annotated[Path, typer.Option(help="The folder to write. It must not exist.")]
+ModelClassOption = Annotated[ModelClass, typer.Option(help="TransformerBridge, or HookedTransformer.")]
+Processed = Annotated[bool, typer.Option(help="Fold and center the weights, as HookedTransformer does by default.")]
+Device = Annotated[str | None, typer.Option(help="Such as cuda or cpu; by default a GPU if there is one.")]
+DtypeOption = Annotated[Dtype, typer.Option(help="Of weights and activations.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Rows in a forward pass.")]
+ContextLength = Annotated[int | None, typer.Option(help="Tokens in a row; by default 256, or what both models read.")]
+LayoutOption = Annotated[
+    Literal["split", "truncate", "pack"], typer.Option(help="Long documents: split into rows, truncated, or packed.")
+]
+    Literal["split", "truncate", "pack"],
+    typer.Option(help="Long documents: split into rows, truncated, or packed together."),
+]
+PrependBos = Annotated[bool, typer.Option(help="Begin each text with the beginning-of-sequence token, if any.")]
+Position = Annotated[str, typer.Option(help="Where contrast texts are read: mean (over tokens), last, or a number.")]
+Coefficients = Annotated[str, typer.Option(help="In units of the native vector, symmetric about 0.")]
+Draws = Annotated[int, typer.Option(min=1, help="Random vectors, and maps of shuffled pairs, to compare with.")]
+Seed = Annotated[int, typer.Option(help="Of the nulls, the bootstrap and the sampled texts.")]
+Contrasts = Annotated[list[Path], typer.Option(help="Contrast pairs, .jsonl or .json; repeat it with --behavior.")]
+Behaviors = Annotated[list[Path], typer.Option(help="The behavior that the vector should change, .json.")]
+GRID = "-8,-4,0,4,8"
+
+
+@app.command()
+def transfer(
+    source: Source,
+    target: Target,
+    documents: DocumentsFile,
+    contrast: Contrasts,
+    behavior: Behaviors,
+    layers: Layers,
+    out: Out,
+    model_class: ModelClassOption = "bridge",
+    processed: Processed = False,
+    device: Device = None,
+    dtype: DtypeOption = "float32",
+    batch_size: BatchSize = 16,
+    context_length: ContextLength = None,
+    layout: LayoutOption = "split",
+    prepend_bos: PrependBos = True,
+    position: Position = "mean",
+    coefficients: Coefficients = GRID,
+    draws: Draws = 64,
+    seed: Seed = 0,
+) -> None:
+    """Do it all: fit the map, find the vectors, carry them over, measure, and write a report."""
+    if len(contrast) != len(behavior):
+        raise LrtError(f"{len(contrast)} --contrast and {len(behavior)} --behavior: give one of each for every vector")
+    grid, ends = _numbers(coefficients), _ends(layers)
+    from lrt_tl.evaluation.report import headline
+    from lrt_tl.transfer import check_out
+    from lrt_tl.transfer import transfer as run_transfer
+
+    check_out(out)
+    models = [_load(name, model_class, processed, device, dtype) for name in (source, target)]
+    run = run_transfer(
+        models[0],
+        models[1],
+        documents,
+        list(zip(contrast, behavior, strict=True)),
+        **ends,
+        position=_position(position),
+        coefficients=grid,
+        n_draws=draws,
+        batch_size=batch_size,
+        context_length=context_length,
+        layout=layout,
+        prepend_bos=prepend_bos,
+        seed=seed,
+        arguments={"command": shlex.join(["lrt-tl", *sys.argv[1:]])},
+    )
+    run.save(out)
+    _print_table("The map", run.affine_map.summary())
+    for found in run.behaviors:
+        _print_table(found.result.behavior, found.result.table())
+        print(headline(found.result, models[1].cfg.model_name))
+    print(f"\n{out / 'report.html'} shows the curves and texts; {out / 'summary.json'} holds the figures.")
+
+
+@app.command()
+def fit(
+    source: Source,
+    target: Target,
+    documents: DocumentsFile,
+    layers: Layers,
+    out: Out,
+    exclude: Annotated[
+        list[Path] | None,
+        typer.Option(help="Contrast pairs or behaviors: documents that contain their texts are left out."),
+    ] = None,
+    model_class: ModelClassOption = "bridge",
+    processed: Processed = False,
+    device: Device = None,
+    dtype: DtypeOption = "float32",
+    batch_size: BatchSize = 16,
+    context_length: ContextLength = None,
+    layout: LayoutOption = "split",
+    prepend_bos: PrependBos = True,
+) -> None:
+    """Fit the affine map between two models' residual streams, and save it."""
+    ends = _ends(layers)
+    from lrt_tl.alignment.fit import fit_affine_map
+    from lrt_tl.transfer import check_out, texts_of_file
+
+    check_out(out)
+    texts = [text for path in exclude or [] for text in texts_of_file(path)]
+    models = [_load(name, model_class, processed, device, dtype) for name in (source, target)]
+    affine_map = fit_affine_map(
+        models[0],
+        models[1],
+        documents,
+        **ends,
+        exclude=texts,
+        batch_size=batch_size,
+        context_length=context_length,
+        layout=layout,
+        prepend_bos=prepend_bos,
+    )
+    affine_map.save(out)
+    _print_table("The map", affine_map.summary())
+
+
+@app.command()
+def extract(
+    model: Annotated[str, typer.Option(help=MODEL)],
+    contrast: Annotated[Path, typer.Option(help="Contrast pairs, .jsonl or .json.")],
+    layer: Annotated[str, typer.Option(help="The residual stream after this block; or a hook name.")],
+    out: Out,
+    position: Position = "mean",
+    model_class: ModelClassOption = "bridge",
+    processed: Processed = False,
+    device: Device = None,
+    dtype: DtypeOption = "float32",
+    prepend_bos: PrependBos = True,
+) -> None:
+    """Find a steering vector: the mean difference over contrast pairs."""
+    from lrt_tl.steering.extraction import mean_difference
+    from lrt_tl.transfer import check_out
+
+    check_out(out)
+    place: dict[str, Any] = {"layer": int(layer)} if layer.isdigit() else {"hook_name": layer}
+    loaded = _load(model, model_class, processed, device, dtype)
+    vector = mean_difference(loaded, contrast, position=_position(position), prepend_bos=prepend_bos, **place)
+    vector.save(out)
+    print(vector)
+
+
+@app.command()
+def transport(
+    map: Annotated[Path, typer.Option(help="The folder of an affine map.")],
+    vector: Annotated[Path, typer.Option(help="The folder of a steering vector of the source.")],
+    out: Out,
+) -> None:
+    """Carry a steering vector through a map."""
+    from lrt_tl.alignment.affine_map import AffineMap
+    from lrt_tl.steering.vector import SteeringVector
+
+    carried = AffineMap.load(map).transport(SteeringVector.load(vector))
+    carried.save(out)
+    print(carried)
+
+
+@app.command()
+def steer(
+    model: Annotated[str, typer.Option(help=MODEL)],
+    vector: Annotated[Path, typer.Option(help="The folder of a steering vector of that model.")],
+    prompt: Annotated[list[str], typer.Option(help="What to continue; repeat it for several.")],
+    coefficient: Annotated[float, typer.Option(help="In units of --scale.")] = 1.0,
+    scale: Annotated[
+        Literal["vector", "residual"], typer.Option(help="The unit: the vector, or the residual stream's median norm.")
+    ] = "vector",
+    max_new_tokens: Annotated[int, typer.Option(min=1)] = 30,
+    temperature: Annotated[float, typer.Option(min=0, help="0 takes the likeliest token.")] = 0.8,
+    model_class: ModelClassOption = "bridge",
+    processed: Processed = False,
+    device: Device = None,
+    dtype: DtypeOption = "float32",
+    prepend_bos: PrependBos = True,
+    seed: Seed = 0,
+) -> None:
+    """Write text with and without a vector, side by side."""
+    from lrt_tl.evaluation.samples import sample_texts
+    from lrt_tl.steering.vector import SteeringVector
+
+    loaded, steering = _load(model, model_class, processed, device, dtype), SteeringVector.load(vector)
+    strength = coefficient
+    if scale == "residual":
+        strength = float(steering.delta(coefficient, scale="residual").norm()) / steering.norm
+    rows = sample_texts(
+        loaded,
+        prompt,
+        {"plain": None, "steered": (steering, strength)},
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        prepend_bos=prepend_bos,
+        seed=seed,
+    )
+    _print_columns(f"coefficient {coefficient:g} ({scale})", rows)
+
+
+@app.command()
+def evaluate(
+    target: Target,
+    transferred: Annotated[Path, typer.Option(help="The folder of the transferred vector.")],
+    native: Annotated[Path, typer.Option(help="The folder of the target's own vector.")],
+    behavior: Annotated[Path, typer.Option(help="The behavior, .json.")],
+    map: Annotated[Path | None, typer.Option(help="The folder of the map: adds the null of shuffled pairs.")] = None,
+    neutral: Annotated[Path | None, typer.Option(help="Neutral documents: adds the recovery at matched KL.")] = None,
+    json: Annotated[Path | None, typer.Option(help="A file to write the figures to. It must not exist.")] = None,
+    coefficients: Coefficients = GRID,
+    draws: Draws = 64,
+    model_class: ModelClassOption = "bridge",
+    processed: Processed = False,
+    device: Device = None,
+    dtype: DtypeOption = "float32",
+    prepend_bos: PrependBos = True,
+    seed: Seed = 0,
+) -> None:
+    """Measure a transferred vector against the native one and the nulls."""
+    grid = _numbers(coefficients)
+    from lrt_tl.alignment.affine_map import AffineMap
+    from lrt_tl.artifacts import write_json
+    from lrt_tl.evaluation.evaluate import evaluate_transfer
+    from lrt_tl.steering.vector import SteeringVector
+    from lrt_tl.transfer import check_out, neutral_texts
+
+    if json is not None:
+        check_out(json)
+    loaded = _load(target, model_class, processed, device, dtype)
+    result = evaluate_transfer(
+        loaded,
+        SteeringVector.load(transferred),
+        behavior,
+        native=SteeringVector.load(native),
+        affine_map=None if map is None else AffineMap.load(map),
+        neutral=[] if neutral is None else neutral_texts(neutral),
+        coefficients=grid,
+        n_draws=draws,
+        prepend_bos=prepend_bos,
+        seed=seed,
+    )
+    if json is not None:
+        write_json(json, result.summary())
+    _print_table(result.behavior, result.table())
+
+
+def main() -> None:
+    """The `lrt-tl` command: what the package refuses is one line on stderr and exit status 1."""
+    try:
+        app()
+    except LrtError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+def _load(name: str, model_class: ModelClass, processed: bool, device: str | None, dtype: Dtype) -> "HookedModel":
+    import torch
+
+    from lrt_tl.models.loading import load_model
+
+    precision: torch.dtype = getattr(torch, dtype)
+    return load_model(name, model_class=model_class, processed=processed, device=device, dtype=precision)
+
+
+def _ends(layers: str) -> dict[str, Any]:
+    """`2:3`, or two hook names with a colon between them, as arguments of a fit."""
+    ends = layers.split(":")
+    if len(ends) != 2 or not all(ends):
+        raise LrtError(f"--layers {layers!r}: give source and target layer with a colon between them, as 2:3")
+    if all(end.isdigit() for end in ends):
+        return {"layers": (int(ends[0]), int(ends[1]))}
+    names = [f"blocks.{end}.hook_resid_post" if end.isdigit() else end for end in ends]
+    return {"hook_names": (names[0], names[1])}
+
+
+def _position(position: str) -> Any:
+    if position in ("mean", "last"):
+        return position
+    try:
+        return int(position)
+    except ValueError as error:
+        raise LrtError(f"--position {position!r}: use mean, last, or a number") from error
+
+
+def _numbers(text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise LrtError(f"{text!r} is not a list of numbers with commas between them, as {GRID}") from error
+
+
+def _print_table(title: str, rows: Mapping[str, str]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=Text(title), title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0))
+    for name, value in rows.items():
+        table.add_row(Text(name), Text(value))
+    Console().print(table)
+
+
+def _print_columns(title: str, rows: Iterable[Mapping[str, str]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=Text(title), title_justify="left", show_lines=True)
+    for number, row in enumerate(rows):
+        if number == 0:
+            for column in row:
+                table.add_column(column, overflow="fold")
+        table.add_row(*map(Text, row.values()))
+    Console().print(table)

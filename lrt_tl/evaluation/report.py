@@ -1,0 +1,81 @@
+"""A run → one self-contained page: it needs no network and opens from a file. All text is escaped."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lrt_tl.evaluation.evaluate import TransferResult
+from lrt_tl.evaluation.figures import effect_figure
+
+
+@dataclass(frozen=True)
+class BehaviorSection:
+    """What the report shows of one behavior."""
+
+    result: TransferResult
+    samples: Sequence[Mapping[str, str]] = ()
+    """Texts by column: the prompt, and what follows it."""
+    coefficient: float = 0.0
+    """Of the samples, in units of the native vector."""
+
+
+def headline(result: TransferResult, target: str) -> str:
+    """The answer in one sentence."""
+    found = result.recovery
+    if found.estimate is None:
+        return f"{result.behavior}: no recovery can be stated on {target}, for {found.reason}."
+    interval = "" if found.low is None else f" [{100 * found.low:.0f}, {100 * (found.high or 0):.0f}]"
+    return (
+        f"{result.behavior}: the transferred vector has {100 * found.estimate:.0f} %{interval} of the effect of "
+        f"{target}'s own vector, over that of random vectors of the same length."
+    )
+
+
+def render_report(
+    title: str,
+    sections: Sequence[BehaviorSection],
+    *,
+    target: str,
+    map_table: Mapping[str, str],
+    harvest_table: Mapping[str, str],
+    versions: Mapping[str, str],
+    reproduce: str,
+) -> str:
+    """The page as HTML."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from markupsafe import Markup
+    from plotly.offline import get_plotlyjs
+
+    environment = Environment(
+        loader=PackageLoader("lrt_tl", "evaluation"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    environment.globals["table"] = _table
+    # the two pieces of markup that are not ours to escape: plotly's program, and its figures with the data as JSON
+    return environment.get_template("report.html.j2").render(
+        title=title,
+        sentences=[headline(section.result, target) for section in sections],
+        behaviors=[_behavior(section, Markup) for section in sections],
+        map=map_table,
+        harvest=harvest_table,
+        versions=versions,
+        reproduce=reproduce,
+        plotly_js=Markup(get_plotlyjs()),
+    )
+
+
+def _behavior(section: BehaviorSection, markup: Any) -> dict[str, Any]:
+    figure = effect_figure(section.result).to_html(full_html=False, include_plotlyjs=False)
+    return {
+        "name": section.result.behavior,
+        "figure": markup(figure),
+        "table": section.result.table(),
+        "samples": section.samples,
+        "coefficient": f"{section.coefficient:g}",
+    }
+
+
+def _table(rows: Mapping[str, str]) -> Any:
+    from markupsafe import Markup
+
+    row = Markup("<tr><th>{}</th><td>{}</td></tr>")
+    return Markup("<table>") + Markup("\n").join(row.format(*item) for item in rows.items()) + Markup("</table>")

@@ -1,0 +1,54 @@
+"""What the model writes, plain and steered, side by side."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+
+import torch
+
+from lrt_tl.models.protocol import HookedModel
+from lrt_tl.steering.vector import SteeringVector
+from lrt_tl.text.batches import tokenize
+
+
+def sample_texts(
+    model: HookedModel,
+    prompts: Sequence[str],
+    steering: Mapping[str, tuple[SteeringVector, float] | None],
+    *,
+    max_new_tokens: int = 30,
+    temperature: float = 0.8,
+    prepend_bos: bool = True,
+    seed: int = 0,
+) -> list[dict[str, str]]:
+    """Continuations of each prompt, by the names of `steering`; None is the plain model.
+
+    Every continuation begins from the same random state, so that what differs is the steering. The random state of the
+    caller is left as it was.
+    """
+    texts = []
+    for prompt in prompts:
+        row = {"prompt": prompt}
+        for name, vector in steering.items():
+            context = nullcontext() if vector is None else vector[0].apply(model, vector[1])
+            with context:
+                row[name] = _continue(model, prompt, max_new_tokens, temperature, prepend_bos, seed)
+        texts.append(row)
+    return texts
+
+
+def _continue(
+    model: HookedModel, prompt: str, max_new_tokens: int, temperature: float, prepend_bos: bool, seed: int
+) -> str:
+    tokens = torch.tensor(tokenize(model.tokenizer, [prompt], prepend_bos=prepend_bos), device=model.cfg.device)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        written = model.generate(
+            tokens,
+            max_new_tokens=max_new_tokens,
+            do_sample=temperature > 0,
+            temperature=temperature or 1.0,
+            stop_at_eos=model.tokenizer.eos_token_id is not None,
+            return_type="tokens",
+            verbose=False,
+        )
+    return str(model.tokenizer.decode(written[0, tokens.shape[1] :].tolist(), skip_special_tokens=True))

@@ -1,0 +1,258 @@
+"""The whole chain as one call: fit the map, find the vectors, carry them over, measure, and write it all down."""
+
+import platform
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from lrt_tl.alignment.affine_map import AffineMap
+from lrt_tl.alignment.fit import fit_affine_map
+from lrt_tl.artifacts import new_folder, refuse_existing, write_json, write_text
+from lrt_tl.errors import LrtError
+from lrt_tl.evaluation.behavior import Behavior, read_behavior
+from lrt_tl.evaluation.controls import N_DRAWS
+from lrt_tl.evaluation.effects import COEFFICIENTS, check_coefficients
+from lrt_tl.evaluation.evaluate import TransferResult, evaluate_transfer
+from lrt_tl.evaluation.report import BehaviorSection, render_report
+from lrt_tl.evaluation.samples import sample_texts
+from lrt_tl.models.protocol import HookedModel
+from lrt_tl.steering.contrast import ContrastPair, read_contrast_pairs
+from lrt_tl.steering.extraction import TextPosition, mean_difference
+from lrt_tl.steering.vector import SteeringVector
+from lrt_tl.text.batches import Layout
+from lrt_tl.text.documents import TEST, Exclusion, read_documents, split_of
+
+SUMMARY_VERSION = 1
+_NEUTRAL_TEXTS, _SAMPLE_PROMPTS = 8, 3
+
+
+@dataclass(frozen=True)
+class BehaviorTransfer:
+    """One behavior's vectors, in the source, carried over, and found in the target itself, and what they do."""
+
+    source_vector: SteeringVector
+    transferred: SteeringVector
+    native: SteeringVector
+    result: TransferResult
+    samples: list[dict[str, str]]
+    sample_coefficient: float
+
+
+@dataclass(frozen=True)
+class TransferRun:
+    """Everything that one `transfer` found."""
+
+    affine_map: AffineMap
+    behaviors: list[BehaviorTransfer]
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+    def summary(self) -> dict[str, Any]:
+        """All figures, ready for JSON."""
+        fit = self.affine_map.report
+        first = self.behaviors[0].result
+        return {
+            "format_version": SUMMARY_VERSION,
+            "versions": _versions(),
+            "arguments": dict(self.arguments),
+            "source": self.affine_map.source.to_json(),
+            "target": self.affine_map.target.to_json(),
+            "map": fit.to_json(),
+            "vector": {"cosine_with_native": first.cosine_with_native, "norm_over_native": first.norm_over_native},
+            "behaviors": [behavior.result.summary() for behavior in self.behaviors],
+        }
+
+    def save(self, out: str | Path) -> Path:
+        """Write `map/`, `vectors/BEHAVIOR/{source,transferred,native}/`, `summary.json` and `report.html` to a new
+        folder.
+
+        Raises:
+            ArtifactError: the folder exists.
+        """
+        with new_folder(out) as folder:
+            self.affine_map.save(folder / "map")
+            for behavior in self.behaviors:
+                place = folder / "vectors" / folder_name(behavior.result.behavior)
+                behavior.source_vector.save(place / "source")
+                behavior.transferred.save(place / "transferred")
+                behavior.native.save(place / "native")
+            write_json(folder / "summary.json", self.summary())
+            write_text(folder / "report.html", self.report())
+        return Path(out)
+
+    def report(self) -> str:
+        """The run as a page of HTML."""
+        sections = [BehaviorSection(b.result, b.samples, b.sample_coefficient) for b in self.behaviors]
+        source, target = self.affine_map.source, self.affine_map.target
+        return render_report(
+            f"From {source} to {target}",
+            sections,
+            target="the target" if target.model is None else target.model.name,
+            map_table=self.affine_map.summary(),
+            harvest_table=_harvest_table(self.affine_map),
+            versions=_versions(),
+            reproduce=_reproduce(self.arguments),
+        )
+
+    def __repr__(self) -> str:
+        return f"TransferRun({self.affine_map!r}; {'; '.join(repr(b.result) for b in self.behaviors)})"
+
+    def _repr_html_(self) -> str:
+        return self.affine_map._repr_html_() + "".join(b.result._repr_html_() for b in self.behaviors)
+
+
+def transfer(
+    source: HookedModel,
+    target: HookedModel,
+    documents: Any,
+    tasks: Sequence[tuple[Any, Any]],
+    *,
+    layers: tuple[int, int] | None = None,
+    hook_names: tuple[str, str] | None = None,
+    position: TextPosition = "mean",
+    coefficients: Sequence[float] = COEFFICIENTS,
+    n_draws: int = N_DRAWS,
+    batch_size: int = 16,
+    context_length: int | None = None,
+    layout: Layout = "split",
+    prepend_bos: bool = True,
+    seed: int = 0,
+    arguments: Mapping[str, Any] | None = None,
+) -> TransferRun:
+    """Carry steering vectors from source to target, and measure what they do there.
+
+    Args:
+        documents: what the map is fitted on; whatever `read_documents` takes. Those that contain a contrast text or a
+            prompt of a behavior are dropped, and counted.
+        tasks: contrast pairs and behavior of each vector; whatever `read_contrast_pairs` and `read_behavior` take.
+        layers: source and target layer; or `hook_names`, of both.
+        position: where the contrast texts' states are read.
+        coefficients: in units of the native vector.
+        n_draws: random vectors, and shuffled maps.
+        arguments: what to note down as the way to reproduce the run.
+
+    Raises:
+        LrtError: any input is refused. Behaviors and contrast pairs are checked before the models run.
+    """
+    check_coefficients(coefficients)
+    read = [(read_contrast_pairs(contrast), read_behavior(behavior)) for contrast, behavior in tasks]
+    _check_behaviors([behavior for _, behavior in read], source, target)
+    documents = read_documents(documents)
+    texts = _texts(read)
+    affine_map = fit_affine_map(
+        source,
+        target,
+        documents,
+        layers=layers,
+        hook_names=hook_names,
+        exclude=texts,
+        batch_size=batch_size,
+        context_length=context_length,
+        layout=layout,
+        prepend_bos=prepend_bos,
+    )
+    neutral = neutral_texts(documents, Exclusion(texts))
+    hooks = affine_map.source.hook_name, affine_map.target.hook_name
+    behaviors = []
+    for pairs, behavior in read:
+        vector, native = (
+            mean_difference(model, pairs, hook_name=hook, position=position, prepend_bos=prepend_bos)
+            for model, hook in zip((source, target), hooks, strict=True)
+        )
+        transferred = affine_map.transport(vector)
+        result = evaluate_transfer(
+            target,
+            transferred,
+            behavior,
+            native=native,
+            affine_map=affine_map,
+            source=(source, vector),
+            neutral=neutral,
+            coefficients=coefficients,
+            n_draws=n_draws,
+            prepend_bos=prepend_bos,
+            seed=seed,
+        )
+        strength = max(coefficients) / 2
+        steering = {"plain": None, "native": (native, strength)}
+        steering["transferred"] = (transferred.scaled_to(native.norm), strength)
+        samples = sample_texts(target, behavior.prompts[:_SAMPLE_PROMPTS], steering, prepend_bos=prepend_bos, seed=seed)
+        behaviors.append(BehaviorTransfer(vector, transferred, native, result, samples, strength))
+    return TransferRun(affine_map, behaviors, arguments or {})
+
+
+def folder_name(behavior: str) -> str:
+    """A behavior's name as the name of a folder: letters, digits, `-` and `_` only."""
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", behavior).strip("-") or "behavior"
+
+
+def check_out(out: str | Path) -> None:
+    """Refuse an output folder before any work is done.
+
+    Raises:
+        ArtifactError: it exists.
+    """
+    refuse_existing(out)
+
+
+def _check_behaviors(behaviors: Sequence[Behavior], source: HookedModel, target: HookedModel) -> None:
+    if not behaviors:
+        raise LrtError("there is nothing to transfer: give contrast pairs and a behavior")
+    names = [folder_name(behavior.name) for behavior in behaviors]
+    if len(set(names)) < len(names):
+        raise LrtError(f"behaviors need different names: {[behavior.name for behavior in behaviors]}")
+    for behavior in behaviors:
+        for model in (source, target):
+            behavior.scorer(model.tokenizer)
+
+
+def _texts(tasks: Sequence[tuple[Sequence[ContrastPair], Behavior]]) -> list[str]:
+    contrast = [text for pairs, _ in tasks for pair in pairs for text in (pair.positive, pair.negative)]
+    return contrast + [prompt for _, behavior in tasks for prompt in behavior.prompts]
+
+
+def neutral_texts(documents: Any, exclusion: Exclusion | None = None) -> list[str]:
+    """The first few test documents: no map was fitted on them."""
+    exclusion = Exclusion(()) if exclusion is None else exclusion
+    texts = (document.text for document in read_documents(documents))
+    return list(islice((text for text in texts if split_of(text) == TEST and text not in exclusion), _NEUTRAL_TEXTS))
+
+
+def texts_of_file(path: Path) -> list[str]:
+    """The texts of a file of contrast pairs, or the prompts of a behavior.
+
+    Raises:
+        LrtError: it is neither.
+    """
+    try:
+        return list(read_behavior(path).prompts)
+    except LrtError:
+        return [text for pair in read_contrast_pairs(path) for text in (pair.positive, pair.negative)]
+
+
+def _versions() -> dict[str, str]:
+    packages = ("lrt-tl", "transformer-lens", "transformers", "torch")
+    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
+
+
+def _harvest_table(affine_map: AffineMap) -> dict[str, str]:
+    counts = affine_map.report.harvest
+    return {
+        "documents": f"{counts['documents']:,}",
+        "documents left out, for they contain a contrast or behavior text": f"{counts['documents_excluded']:,}",
+        "tokens cut off": f"{counts['tokens_truncated']:,}",
+        "positions kept": f"{counts['positions']:,} (the map is fitted on {affine_map.report.tokens:,} of them)",
+        "special tokens left out": f"{counts['special_dropped']:,}",
+        "sinks left out (norm over 10× the median)": f"{counts['sinks_dropped']:,}",
+        **{f"median norm, {name}": f"{norm:.1f}" for name, norm in counts["median_norms"].items()},
+    }
+
+
+def _reproduce(arguments: Mapping[str, Any]) -> str:
+    if "command" in arguments:
+        return str(arguments["command"])
+    called = "".join(f"    {name}={value!r},\n" for name, value in arguments.items())
+    return f"lrt_tl.transfer(\n    source, target, documents, tasks,\n{called})"
