@@ -41,9 +41,6 @@ ContextLength = Annotated[int | None, typer.Option(help="Tokens in a row; by def
 LayoutOption = Annotated[
     Literal["split", "truncate", "pack"], typer.Option(help="Long documents: split into rows, truncated, or packed.")
 ]
-    Literal["split", "truncate", "pack"],
-    typer.Option(help="Long documents: split into rows, truncated, or packed together."),
-]
 PrependBos = Annotated[bool, typer.Option(help="Begin each text with the beginning-of-sequence token, if any.")]
 Position = Annotated[str, typer.Option(help="Where contrast texts are read: mean (over tokens), last, or a number.")]
 Coefficients = Annotated[str, typer.Option(help="In units of the native vector, symmetric about 0.")]
