@@ -59,7 +59,7 @@ def new_folder(folder: str | Path) -> Iterator[Path]:
 
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8; lone surrogates, which no encoding holds, become `?`."""
-    path.write_bytes(text.encode("utf-8", errors="replace"))
+    path.write_bytes(_encoded(text))
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
@@ -68,7 +68,7 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
     Raises:
         ValueError: a number in it is NaN or infinite.
     """
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    path.write_bytes(_json(value))
 
 
 def save_artifact(
@@ -83,9 +83,9 @@ def save_artifact(
         if not torch.isfinite(tensor).all():
             raise ArtifactError(f"the {kind}'s tensor {name!r} holds NaN or infinity: it is not saved")
     header = {"library": "lrt_tl", "format_version": FORMAT_VERSION, "kind": kind}
+    body = json.loads(_json({**header, **config}))  # as it will be read: keys are strings, there are no tuples
     with new_folder(folder) as scratch:
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, scratch / _TENSORS)
-        body = {**header, **config}
         write_json(scratch / _CONFIG, {**body, "checksum": _checksum(body, scratch / _TENSORS)})
         write_text(scratch / _CARD, f"---\nlibrary_name: lrt_tl\ntags:\n- {kind}\n---\n\n{card}\n")
     return Path(folder)
@@ -115,14 +115,22 @@ def load_artifact(folder: str | Path, *, kind: str) -> tuple[dict[str, Any], dic
         found = body.get("format_version")
         raise ArtifactError(f"{folder} has format version {found}; this lrt_tl reads {FORMAT_VERSION}")
     if body.get("kind") != kind:
-        raise ArtifactError(f"{folder} is a {body.get('kind')}, not a {kind}")
+        raise ArtifactError(f"{folder} is of kind {body.get('kind')}, not {kind}")
     if body.pop("checksum", None) != _checksum(body, folder / _TENSORS):
         raise ArtifactError(f"{folder} was edited or damaged after it was saved: its checksum does not fit")
     return body, tensors
 
 
+def _json(value: Mapping[str, Any]) -> bytes:
+    return _encoded(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def _encoded(text: str) -> bytes:
+    return text.encode("utf-8", errors="replace")
+
+
 def _checksum(body: Mapping[str, Any], tensors: Path) -> str:
-    digest = hashlib.sha256(json.dumps(body, sort_keys=True, allow_nan=False).encode())
+    digest = hashlib.sha256(json.dumps(body, sort_keys=True).encode())
     digest.update(tensors.read_bytes())
     return f"sha256:{digest.hexdigest()}"
 

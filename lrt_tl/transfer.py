@@ -176,7 +176,7 @@ def transfer(
             prepend_bos=prepend_bos,
             seed=seed,
         )
-        strength = max(coefficients) / 2
+        strength = max(coefficients)
         steering = {"plain": None, "native": (native, strength)}
         steering["transferred"] = (transferred.scaled_to(native.norm), strength)
         samples = sample_texts(target, behavior.prompts[:_SAMPLE_PROMPTS], steering, prepend_bos=prepend_bos, seed=seed)

@@ -14,6 +14,10 @@ needs_reviews = pytest.mark.skipif(not REVIEWS.is_dir(), reason="the shared revi
 WORDS = ["<unk>", "<s>", "</s>", *(f"word{i}" for i in range(40))]
 D_VOCAB = 48  # more rows than the tokenizer has words, as is usual
 
+PAIRS = [(f"word{i} word{i + 1} word1", f"word{i} word{i + 2} word3") for i in range(4, 30)]
+"""Contrast pairs."""
+PROMPTS = ("word1 word2", "word3 word4 word5", "word6", "word7 word8 word9 word10")
+
 has_hooked = not version("transformer-lens").startswith("4.")
 hooked_only = pytest.mark.skipif(not has_hooked, reason="HookedTransformer is gone from TransformerLens 4")
 CLASSES = [pytest.param("hooked", marks=hooked_only), "bridge"]

@@ -1,5 +1,6 @@
 """A pair of small models with one tokenizer, in both of TransformerLens's classes, and text for them."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 from transformers import GPT2Config, GPTNeoXConfig
 
 from lrt_tl.models.loading import load_model
-from tests.checkpoints import CLASSES, D_VOCAB, WORDS, save_checkpoint
+from tests.checkpoints import CLASSES, D_VOCAB, PAIRS, PROMPTS, WORDS, save_checkpoint
 
 
 @pytest.fixture(scope="session")
@@ -41,3 +42,19 @@ def texts() -> list[str]:
     """200 texts of 4 to 29 random words, enough for all splits."""
     generator = np.random.default_rng(0)
     return [" ".join(generator.choice(WORDS[3:], size=generator.integers(4, 30))) for _ in range(200)]
+
+
+@pytest.fixture(scope="session")
+def files(tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> dict[str, Path]:
+    """Documents, contrast pairs and a behavior as files."""
+    folder = tmp_path_factory.mktemp("data")
+    pairs = [{"positive": positive, "negative": negative} for positive, negative in PAIRS]
+    answers = {"positive_tokens": ["word1", "word2"], "negative_tokens": ["word3", "word4"]}
+    contents = {
+        "documents.jsonl": "\n".join(json.dumps({"text": text}) for text in texts),
+        "contrast.jsonl": "\n".join(map(json.dumps, pairs)),
+        "behavior.json": json.dumps({"name": "counting/../up", "prompts": PROMPTS, **answers}),
+    }
+    for name, content in contents.items():
+        (folder / name).write_text(content)
+    return {Path(name).stem: folder / name for name in contents}

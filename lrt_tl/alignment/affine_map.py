@@ -177,16 +177,17 @@ class AffineMap:
         }
 
     def _check_width(self, tensor: Tensor) -> None:
-        if tensor.shape[-1] != self.source.d_model:
+        if tensor.shape[-1:] != (self.source.d_model,):
             raise MismatchError(
-                f"the map takes states of {self.source} with {self.source.d_model} dimensions, not {tensor.shape[-1]}"
+                f"the map takes states of {self.source} with {self.source.d_model} dimensions, not a tensor of shape "
+                f"{tuple(tensor.shape)}"
             )
 
     def _check_site(self, site: Site) -> None:
         if site.hook_name != self.source.hook_name or site.d_model != self.source.d_model:
             raise MismatchError(
                 f"the vector lives at {site} ({site.hook_name}, {site.d_model} dimensions); the map begins at "
-                f"{self.source} ({self.source.hook_name}, {self.source.d_model} dimensions)"
+                f"{self.source} ({self.source.hook_name or 'no hook name'}, {self.source.d_model} dimensions)"
             )
         if site.model is not None and self.source.model is not None:
             require_same_model(self.source.model, site.model, what="the map's source")

@@ -13,6 +13,7 @@ from lrt_tl.alignment.harvest import SINK_RATIO, Harvest, HarvestCounts
 from lrt_tl.alignment.moments import Moments
 from lrt_tl.alignment.solvers import cross_validate, penalty_grid, r_squared, ridge
 from lrt_tl.errors import LrtError
+from lrt_tl.models.hook_names import layer_of
 from lrt_tl.models.identity import Site, site_of
 from lrt_tl.models.protocol import HookedModel
 from lrt_tl.text.batches import Layout
@@ -68,7 +69,7 @@ def fit_affine_map(
         (target_site.hook_name,),
         read_documents(documents),
         batch_size=batch_size,
-        context_length=context_length or min(256, source.cfg.n_ctx, target.cfg.n_ctx),
+        context_length=min(256, source.cfg.n_ctx, target.cfg.n_ctx) if context_length is None else context_length,
         layout=layout,
         prepend_bos=prepend_bos,
         exclude=Exclusion(exclude),
@@ -102,9 +103,10 @@ def fit_activations(
         target: the same for the target, at the same positions.
         document_ids: for each position, or each row, the document that it is from, so that no document is on both sides
             of a split.
-        hook_names: where the activations were taken. Needed with caches; without them a map between tensors knows only
-            their widths.
-        mask: `[row, position]` or `[position]`, True at the positions to use; leave out padding and special tokens.
+        hook_names: where the activations were taken. Needed with caches and with `models`; without them a map between
+            tensors knows only their widths, and carries tensors but no steering vector.
+        mask: True at the positions to use, in the shape of the activations without their last axis; leave out padding
+            and special tokens.
         models: the two models, to write their identities into the map.
         drop_sinks: leave out positions whose norm is over 10× the median in either model.
 
@@ -112,15 +114,17 @@ def fit_activations(
         LrtError: shapes that do not pair, a cache without hook names, activations that are not finite, or fewer
             positions than dimensions.
     """
-    names = hook_names or ("blocks.0.hook_resid_post", "blocks.0.hook_resid_post")
-    x = _rows_of(source, hook_names and hook_names[0], "source")
-    y = _rows_of(target, hook_names and hook_names[1], "target")
+    names = hook_names or ("", "")
+    x, y = _rows_of(source, names[0], "source"), _rows_of(target, names[1], "target")
     if x.shape[:-1] != y.shape[:-1]:
         raise LrtError(f"activations {tuple(x.shape)} and {tuple(y.shape)} are not of the same positions")
+    sites = _sites(names, (x.shape[-1], y.shape[-1]), models)
     splits = _splits(document_ids, x.shape[:-1])
-    keep = torch.ones(splits.shape, dtype=torch.bool) if mask is None else mask.bool().cpu().expand(splits.shape)
+    keep = torch.ones(splits.shape, dtype=torch.bool) if mask is None else mask.bool().cpu()
+    if keep.shape != splits.shape:
+        raise LrtError(f"a mask {tuple(keep.shape)} does not fit activations {tuple(x.shape)}")
     x, y, splits = x[keep.to(x.device)], y[keep.to(y.device)], splits[keep]
-    norms = {f"source:{names[0]}": x.norm(dim=-1), f"target:{names[1]}": y.norm(dim=-1)}
+    norms = {f"source:{sites[0].hook_name}": x.norm(dim=-1), f"target:{sites[1].hook_name}": y.norm(dim=-1)}
     for key, norm in norms.items():
         if not torch.isfinite(norm).all():
             raise LrtError(f"{key}: an activation is NaN or infinite")
@@ -136,9 +140,6 @@ def fit_activations(
         raise LrtError("there are no positions to fit on: the mask leaves none")
     moments = Moments.empty(N_SPLITS, source_shift=x.double().mean(0), target_shift=y.double().mean(0))
     moments.update(x, y, splits)
-    sites = [Site(names[0], x.shape[1]), Site(names[1], y.shape[1])]
-    if models is not None:
-        sites = [site_of(model, hook_name=name) for model, name in zip(models, names, strict=True)]
     return solve(moments, sites[0], sites[1], counts, relative_ridges=relative_ridges)
 
 
@@ -189,9 +190,21 @@ def solve(
     )
 
 
-def _rows_of(activations: Any, hook_name: str | None, side: str) -> Float[Tensor, "*position d_model"]:
+def _sites(
+    hook_names: tuple[str, str], widths: tuple[int, int], models: tuple[HookedModel, HookedModel] | None
+) -> list[Site]:
+    if models is None:
+        for name in filter(None, hook_names):
+            layer_of(name)  # refuses what is no point of the residual stream
+        return [Site(name, width) for name, width in zip(hook_names, widths, strict=True)]
+    if not all(hook_names):
+        raise LrtError("say with hook_names where in the models the activations were taken")
+    return [site_of(model, hook_name=name) for model, name in zip(models, hook_names, strict=True)]
+
+
+def _rows_of(activations: Any, hook_name: str, side: str) -> Float[Tensor, "*position d_model"]:
     if not isinstance(activations, Tensor):
-        if hook_name is None:
+        if not hook_name:
             raise LrtError(f"the {side} is a cache: say with hook_names where in it the activations are")
         try:
             activations = activations[hook_name]

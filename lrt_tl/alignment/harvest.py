@@ -46,7 +46,8 @@ class Calibration:
     median_norms: dict[str, float]
     """By `source:` or `target:` and the hook name: the median norm of the residual stream at text."""
     means: dict[str, Float[Tensor, "_"]]
-    """By the same keys: the mean state, float64. The moments are taken about it."""
+    """By the same keys: the mean state without sinks, float64. The moments are taken about it, so it must be near the
+    mean of what is kept: one sink among hundreds of positions moves a channel by many of its standard deviations."""
 
 
 @dataclass
@@ -87,7 +88,7 @@ class Harvest:
                 )
 
     def calibrate(self) -> Calibration:
-        """Medians and means over a fixed sample of documents.
+        """Medians and means over a fixed sample of documents, of each as much as is one row.
 
         Raises:
             LrtError: there is no document, or an activation is not finite.
@@ -96,16 +97,18 @@ class Harvest:
         if not sample:
             raise LrtError(f"{self.documents.name}: every document contains a contrast or behavior text")
         states: dict[str, list[Tensor]] = {}
-        for batch in self._batches(sample, BatchCounts()):
+        for batch in self._batches(sample, BatchCounts(), layout="truncate"):
             for key, activations in self._states(batch).items():
                 states.setdefault(key, []).append(activations)
         pooled = {key: torch.cat(parts) for key, parts in states.items()}
         if not all(len(activations) for activations in pooled.values()):
             raise LrtError(f"{self.documents.name}: the documents hold special tokens only")
-        return Calibration(
-            median_norms={key: float(activations.norm(dim=-1).median()) for key, activations in pooled.items()},
-            means={key: activations.double().mean(0) for key, activations in pooled.items()},
-        )
+        medians, means = {}, {}
+        for key, activations in pooled.items():
+            norms = activations.norm(dim=-1)
+            medians[key] = float(norms.median())
+            means[key] = activations[norms <= SINK_RATIO * medians[key]].double().mean(0)
+        return Calibration(medians, means)
 
     def run(self, calibration: Calibration, counts: HarvestCounts) -> Iterator[PairedActivations]:
         """One pass over the documents. `counts` is filled on the way.
@@ -116,7 +119,8 @@ class Harvest:
         """
         counts.median_norms = calibration.median_norms
         batch_counts = BatchCounts()
-        for batch in self._batches(tqdm(self._kept(counts), desc="harvest", unit=" documents"), batch_counts):
+        documents = iter(tqdm(self._kept(counts), desc="harvest", unit=" documents"))
+        for batch in self._batches(documents, batch_counts, layout=self.layout):
             states = self._states(batch)
             counts.documents, counts.tokens_truncated = batch_counts.documents, batch_counts.tokens_truncated
             splits = batch.splits[:, None].expand_as(batch.content)[batch.content]
@@ -136,13 +140,13 @@ class Harvest:
             else:
                 yield document
 
-    def _batches(self, documents: Any, counts: BatchCounts) -> Iterator[TokenBatch]:
+    def _batches(self, documents: Any, counts: BatchCounts, *, layout: Layout) -> Iterator[TokenBatch]:
         return token_batches(
             self.source.tokenizer,
             documents,
             batch_size=self.batch_size,
             context_length=self.context_length,
-            layout=self.layout,
+            layout=layout,
             prepend_bos=self.prepend_bos,
             counts=counts,
         )

@@ -15,6 +15,7 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from lrt_tl.alignment.moments import Centered, Moments
+from lrt_tl.errors import LrtError
 
 
 @dataclass(frozen=True)
@@ -39,18 +40,33 @@ class CrossValidation:
 
 
 def penalty_grid(moments: Moments, splits: Sequence[int], relative: Sequence[float]) -> Float64[Tensor, "penalty"]:
-    """Penalties λ = α · tr(Sxx)/(n d_source) per position: α in units of the mean variance of a source dimension."""
+    """Penalties λ = α · tr(Sxx)/(n d_source) per position: α in units of the mean variance of a source dimension.
+
+    Raises:
+        LrtError: there is no α, one is not above zero, or the source's states are all the same.
+    """
+    if not relative or not all(0 < alpha < float("inf") for alpha in relative):
+        raise LrtError(f"relative ridges must be numbers above zero, not {tuple(relative)}")
     pooled = moments.centered(splits)
+    if not pooled.source_source.diagonal().sum() > 0:
+        raise LrtError("the source's activations are the same at all positions: there is nothing to map")
     scale = pooled.source_source.diagonal().sum() / (pooled.count * len(pooled.source_mean))
     return torch.tensor(relative, dtype=torch.float64, device=scale.device) * scale
 
 
 def ridge(train: Centered, penalty: float) -> Solution:
     """The ridge map of one penalty λ (per position)."""
-    d_source = len(train.source_mean)
-    gram = train.source_source + train.count * penalty * torch.eye(d_source).to(train.source_source)
-    weight = torch.linalg.solve(gram, train.source_target)
+    eigenvalues, v = _spectrum(train)
+    scaled = (v.T @ train.source_target) / (eigenvalues + train.count * penalty)[:, None]
+    weight = v @ scaled
     return Solution(weight, train.target_mean - weight.T @ train.source_mean)
+
+
+def _spectrum(train: Centered) -> tuple[Float64[Tensor, "direction"], Float64[Tensor, "d_source direction"]]:
+    """Eigenvalues and eigenvectors of Sxx. Float32 products can leave an eigenvalue that is zero, as one is in the
+    centered basis, below zero by more than a small penalty makes up for: so none is less than zero."""
+    eigenvalues, v = torch.linalg.eigh(train.source_source)
+    return eigenvalues.clamp(min=0), v
 
 
 def squared_error(solution: Solution, held_out: Centered) -> float:
@@ -67,9 +83,22 @@ def squared_error(solution: Solution, held_out: Centered) -> float:
 
 
 def r_squared(solution: Solution, held_out: Centered) -> float:
-    """1 − (squared error)/(squared distance from the held-out mean), all target dimensions together."""
+    """1 − (squared error)/(squared distance from the held-out mean), all target dimensions together.
+
+    Raises:
+        LrtError: the held-out positions have no variance to explain.
+    """
+    return 1 - squared_error(solution, held_out) / _total(held_out)
+
+
+def _total(held_out: Centered) -> float:
     total = float(held_out.target_target.diagonal().sum())
-    return 1 - squared_error(solution, held_out) / total
+    if held_out.count < 2 or total <= 0:
+        raise LrtError(
+            f"R² cannot be taken on {held_out.count} positions at which the target's activations do not vary: "
+            "give it more text"
+        )
+    return total
 
 
 def cross_validate(moments: Moments, folds: Sequence[int], penalties: Float64[Tensor, "penalty"]) -> CrossValidation:
@@ -87,14 +116,14 @@ def _fold_r2(
 ) -> Float64[Tensor, "penalty"]:
     train = moments.centered([other for other in folds if other != fold])
     held = moments.centered([fold])
-    eigenvalues, v = torch.linalg.eigh(train.source_source)
-    inverse = 1 / (eigenvalues.clamp(min=0) + train.count * penalties[:, None])
+    eigenvalues, v = _spectrum(train)
+    inverse = 1 / (eigenvalues + train.count * penalties[:, None])
     u = v.T @ train.source_target
     linear = (u * (v.T @ held.source_target)).sum(1)
     quadratic = (u @ u.T) * (v.T @ held.source_source @ v)
     shift = v.T @ (held.source_mean - train.source_mean)
     offset = (held.target_mean - train.target_mean) - (inverse * shift) @ u
-    total = held.target_target.diagonal().sum()
+    total = _total(held)
     error = (
         total
         - 2 * inverse @ linear

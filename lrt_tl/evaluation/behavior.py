@@ -27,7 +27,7 @@ class AnswerTokens:
 
     def scorer(self, tokenizer: Any) -> Scorer:
         """Raises:
-        LrtError: an answer is not a single token, or is both positive and negative.
+        LrtError: an answer is not a single token, is unknown, or is both positive and negative.
         """
         positive = _single_tokens(tokenizer, self.positive)
         negative = _single_tokens(tokenizer, self.negative)
@@ -100,6 +100,8 @@ def _single_tokens(tokenizer: Any, answers: Sequence[str]) -> list[int]:
                 f"the answer {answer!r} is {len(row)} tokens ({pieces}), not one: answers usually begin with a space, "
                 "and rare words cannot be used"
             )
+        if row[0] == tokenizer.unk_token_id:
+            raise LrtError(f"the answer {answer!r} is unknown to the tokenizer")
     return [row[0] for row in rows]
 
 

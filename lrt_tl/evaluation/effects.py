@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 import torch
+from einops import rearrange, repeat
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -46,6 +47,8 @@ def dose_response(
     """
     scorer = behavior.scorer(model.tokenizer)
     rows = tokenize(model.tokenizer, behavior.prompts, prepend_bos=prepend_bos)
+    if not all(rows):
+        raise LrtError(f"a prompt of {behavior.name!r} tokenizes to nothing")
     if max(map(len, rows)) > model.cfg.n_ctx:
         raise LrtError(f"a prompt of {behavior.name!r} is longer than {model.cfg.model_name} reads ({model.cfg.n_ctx})")
     tokens, mask, _ = pad(model.tokenizer, rows)
@@ -80,17 +83,16 @@ def _last_logits(
     deltas: Float[Tensor, "dose d_model"],
 ) -> Iterator[Float[Tensor, "prompt d_vocab"]]:
     """For each delta, the logits after each prompt's last token with the delta added at all of its positions."""
-    n_doses, n_prompts = len(deltas), len(tokens)
-    device = model.cfg.device
-    repeated = mask.repeat(n_doses, 1).to(device)
-    per_row = deltas.repeat_interleave(n_prompts, dim=0).to(device)
+    device, n_doses = model.cfg.device, len(deltas)
+    rows = repeat(tokens, "prompt position -> (dose prompt) position", dose=n_doses).to(device)
+    text = repeat(mask, "prompt position -> (dose prompt) position", dose=n_doses).to(device)
+    per_row = repeat(deltas, "dose d_model -> (dose prompt) 1 d_model", prompt=len(tokens)).to(device)
 
     def add(activation: Tensor, hook: object) -> Tensor:
-        added = repeated[..., None] * per_row[:, None, :]
-        return activation + added.to(activation)
+        return activation + (text[..., None] * per_row).to(activation)
 
     with attached(model, [(hook_name, add)]):
-        logits = model(tokens.repeat(n_doses, 1).to(device), attention_mask=repeated.long())
-    last = repeated.sum(1) - 1
+        logits = model(rows, attention_mask=text.long())
+    last = text.sum(1) - 1
     picked = logits[torch.arange(len(last), device=logits.device), last.to(logits.device)].float()
-    return iter(picked.reshape(n_doses, n_prompts, -1))
+    return iter(rearrange(picked, "(dose prompt) d_vocab -> dose prompt d_vocab", dose=n_doses))

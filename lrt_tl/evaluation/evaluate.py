@@ -76,11 +76,11 @@ class TransferResult:
             "curves": curves | ({} if source is None else {"source_native": source.mean(-1).tolist()}),
         }
 
-    def _control(self, name: str) -> dict[str, float | int]:
+    def _control(self, name: str) -> dict[str, Any]:
         draws = self.control_slopes(name)
         return {
             "mean": float(draws.mean()),
-            "std": float(draws.std()),
+            "std": float(draws.std()) if len(draws) > 1 else None,
             "n": len(draws),
             "rank_of_native": rank(self.slope("native"), draws),
             "rank_of_transferred": rank(self.slope("transferred"), draws),
@@ -94,10 +94,9 @@ class TransferResult:
         rows["slope, transferred vector"] = f"{self.slope('transferred'):+.4f}"
         for name in self.controls:
             control = self._control(name)
-            rows[f"slope, {name.replace('_', ' ')} (null)"] = (
-                f"{control['mean']:+.4f} ± {control['std']:.4f} over {control['n']}; "
-                f"transferred ranks {control['rank_of_transferred']} of {int(control['n']) + 1}"
-            )
+            spread = "" if control["std"] is None else f" ± {control['std']:.4f} over {control['n']}"
+            place = f"transferred ranks {control['rank_of_transferred']} of {control['n'] + 1}"
+            rows[f"slope, {name.replace('_', ' ')} (null)"] = f"{control['mean']:+.4f}{spread}; {place}"
         if self.source_native is not None:
             rows["slope, source's vector in the source"] = f"{self.slope('source_native'):+.4f}"
         rows["cosine with the native vector"] = f"{self.cosine_with_native:.3f}"

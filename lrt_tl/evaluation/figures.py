@@ -58,10 +58,10 @@ def _area(x: tuple[float, ...], low: list[float], high: list[float], name: str) 
     return Scatter(
         x=[*x, *reversed(x)],
         y=[*high, *reversed(low)],
-        fill="toself",
+        fill="toself" if name == "random" else "none",
         mode="lines",
-        line={"color": _COLORS.get(name, _OTHER), "width": 0.5},
+        line={"color": _COLORS.get(name, _OTHER), "width": 0 if name == "random" else 2, "dash": "dot"},
         name=f"{html.escape(name.replace('_', ' '))} (90 % of draws)",
-        opacity=0.35,
+        opacity=0.5,
         hoverinfo="skip",
     )

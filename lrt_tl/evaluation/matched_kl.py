@@ -22,12 +22,14 @@ def neutral_batch(
     """The first tokens of each text, and where they are (special tokens and padding are False).
 
     Raises:
-        LrtError: there is no text.
+        LrtError: there is no text, or none in it.
     """
     if not texts:
         raise LrtError("matching KL needs neutral text")
     rows = [row[:TOKENS_PER_TEXT] for row in tokenize(model.tokenizer, texts, prepend_bos=prepend_bos)]
     tokens, _, content = pad(model.tokenizer, rows)
+    if not content.any():
+        raise LrtError("the neutral text holds special tokens only")
     return tokens, content
 
 

@@ -64,7 +64,9 @@ def render_report(
 
 
 def _behavior(section: BehaviorSection, markup: Any) -> dict[str, Any]:
-    figure = effect_figure(section.result).to_html(full_html=False, include_plotlyjs=False)
+    figure = effect_figure(section.result).to_html(
+        full_html=False, include_plotlyjs=False, config={"responsive": True, "displayModeBar": False}
+    )
     return {
         "name": section.result.behavior,
         "figure": markup(figure),

@@ -86,8 +86,7 @@ class CallWatcher:
         if self._users == 0:
             for undo in self._undo:
                 undo()
-            self._undo = []
-            self._seen = None
+            del _watchers[self._model]  # it refers to the model, which would else never be freed
 
     def _watch_forward(self) -> None:
         inner = getattr(self._model, "original_model", None)
@@ -116,8 +115,15 @@ class CallWatcher:
     def _watch_generate(self) -> None:
         for name in _GENERATE:
             if hasattr(self._model, name):
+                before = vars(self._model).get(name)  # what somebody else has put in the place of the method
                 setattr(self._model, name, self._watched(getattr(self._model, name)))
-                self._undo.append(functools.partial(delattr, self._model, name))
+                self._undo.append(functools.partial(self._restore, name, before))
+
+    def _restore(self, name: str, before: Any) -> None:
+        if before is None:
+            delattr(self._model, name)
+        else:
+            setattr(self._model, name, before)
 
     def _watched(self, generate: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(generate)

@@ -56,6 +56,19 @@ def hook_point(model: HookedModel, hook_name: str) -> HookPoint:
     return found
 
 
+def check_writable(model: HookedModel, hook_name: str) -> None:
+    """Raises:
+    LrtError: what is added at this (resolved) name does not stay in the residual stream. A Bridge's `hook_resid_mid` is
+        where the second norm reads: a change there reaches the MLP, and goes round the skip connection.
+    """
+    point = hook_point(model, hook_name)
+    if _RESIDUAL.fullmatch(point.name or hook_name) is None:
+        raise LrtError(
+            f"{hook_name!r} can be read but not steered on {model.cfg.model_name} ({type(model).__name__}), where it "
+            f"is {point.name!r}, the input of one part of the block: use hook_resid_pre or hook_resid_post"
+        )
+
+
 def layer_of(hook_name: str) -> int:
     """The block that a resolved hook name belongs to."""
     match = _RESIDUAL.fullmatch(hook_name)

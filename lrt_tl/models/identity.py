@@ -25,6 +25,8 @@ from lrt_tl.models.protocol import HookedModel
 
 Basis = Literal["raw", "centered"]
 _SAMPLED_ROWS = 512
+_ROUNDING = {"bfloat16": 1e-2, "float16": 1e-3}
+"""More than rounding weights, before or after they are centered, moves a fingerprint; in other precisions 1e-4 is."""
 
 
 @dataclass(frozen=True)
@@ -57,12 +59,15 @@ class Site:
     """A point of the residual stream of a model: where a map begins or ends, and where a vector lives."""
 
     hook_name: str
+    """Empty for activations that came without one: then nothing that has a place can be carried from or to there."""
     d_model: int
     model: ModelIdentity | None = None
     """None for activations that came without their model: then only the width can be checked."""
 
     def __str__(self) -> str:
         name = "unknown model" if self.model is None else self.model.name
+        if not self.hook_name:
+            return name
         layer, point = self.hook_name.split(".")[1:]
         return f"{name} L{layer}" + ("" if point == "hook_resid_post" else f" {point.removeprefix('hook_')}")
 
@@ -211,7 +216,7 @@ def _fingerprint(weight: Float[Tensor, "row d_model"]) -> float:
 def _weight_differences(expected: ModelIdentity, actual: ModelIdentity) -> list[str]:
     if len(expected.weights) != len(actual.weights):
         return []  # n_layers differs, and is named already
-    tolerance = 1e-3 if expected.dtype == actual.dtype else 3e-2
+    tolerance = max(_ROUNDING.get(dtype, 1e-4) for dtype in (expected.dtype, actual.dtype))
     parts = ["the embedding", *(f"block {layer}" for layer in range(len(expected.weights) - 1))]
     pairs = zip(parts, expected.weights, actual.weights, strict=True)
     different = [part for part, ours, theirs in pairs if abs(ours - theirs) > tolerance]

@@ -17,8 +17,11 @@ from lrt_tl.steering.vector import SteeringVector
 from lrt_tl.text.batches import pad, tokenize
 
 TextPosition = Literal["mean", "last"] | int
-"""Where a text's state is read: the mean over its non-special tokens, its last one, or the n-th (from 0; from the end if
-negative)."""
+"""Where a text's state is read: the mean over its non-special tokens, its last one, or the n-th (from 0; from the end
+if negative)."""
+
+_ROUNDING = 1e-6
+"""A difference of means smaller than this fraction of the residual norm is float32 rounding."""
 
 
 def mean_difference(
@@ -49,11 +52,19 @@ def mean_difference(
     """
     pairs = read_contrast_pairs(contrast_pairs)
     site = site_of(model, layer=layer, hook_name=hook_name)
-    texts = [pair.positive for pair in pairs] + [pair.negative for pair in pairs]
+    sides = [pair.positive for pair in pairs] + [pair.negative for pair in pairs]
+    texts = list(dict.fromkeys(sides))  # each once, so that equal texts have equal states, whatever their batches
     states, norms = text_states(
         model, texts, site.hook_name, position=position, batch_size=batch_size, prepend_bos=prepend_bos
     )
-    positive, negative = states[: len(pairs)], states[len(pairs) :]
+    place = {text: index for index, text in enumerate(texts)}
+    states = states[[place[text] for text in sides]].double()
+    direction = states[: len(pairs)].mean(0) - states[len(pairs) :].mean(0)
+    residual_norm = float(norms.median())
+    if direction.norm() < _ROUNDING * residual_norm:
+        raise LrtError(
+            "the two sides of the contrast pairs give the same mean state: there is no direction to steer in"
+        )
     provenance = {
         "method": "mean_difference",
         "position": position,
@@ -61,8 +72,7 @@ def mean_difference(
         "data": data_hash(pairs),
         "prepend_bos": prepend_bos,
     }
-    direction = (positive.double().mean(0) - negative.double().mean(0)).float()
-    return SteeringVector(direction, site, float(norms.median()), provenance)
+    return SteeringVector(direction.float(), site, residual_norm, provenance)
 
 
 def text_states(

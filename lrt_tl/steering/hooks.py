@@ -1,7 +1,6 @@
 """Adding a vector to the residual stream, as TransformerLens hooks."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Bool, Float
@@ -86,15 +85,6 @@ class SteeringHandle:
         )
 
 
-@contextmanager
-def applied(handle: SteeringHandle) -> Iterator[SteeringHandle]:
-    """Take a handle off at the end of a `with` block, whatever happens in it."""
-    try:
-        yield handle
-    finally:
-        handle.remove()
-
-
 def fixed_selector(positions: Positions, *, tokens: Tensor | None = None, mask: Tensor | None = None) -> Selector:
     """A selector for hooks that are handed to `model.hooks` or `run_with_hooks`, where nothing but activations is seen.
 
@@ -115,16 +105,16 @@ def fixed_selector(positions: Positions, *, tokens: Tensor | None = None, mask: 
         if positions == "all":
             return lambda activation: torch.ones(activation.shape[:2], dtype=torch.bool, device=activation.device)
         raise LrtError(f"positions={positions!r} needs the tokens, or the mask, that the model will be run on")
-    known = mask.bool()
-    if tokens is not None and tokens.shape != mask.shape:
-        raise LrtError(f"tokens {tuple(tokens.shape)} and mask {tuple(mask.shape)} differ in shape")
-    chosen = select(positions, call_from_mask(known, n_positions=known.shape[1]))
+    if mask.ndim != 2 or (tokens is not None and tokens.shape != mask.shape):
+        shapes = {name: tuple(x.shape) for name, x in (("tokens", tokens), ("mask", mask)) if x is not None}
+        raise LrtError(f"tokens and mask must both be [row, position], not {shapes}")
+    chosen = select(positions, call_from_mask(mask.bool(), n_positions=mask.shape[1]))
 
     def selector(activation: Tensor) -> Tensor:
         if activation.shape[:2] != chosen.shape:
             raise LrtError(
-                f"the hook saw {tuple(activation.shape[:2])} rows and positions, not the {tuple(chosen.shape)} that it was made for:"
-                " make hooks for each batch, and steer generation with vector.apply(model)"
+                f"the hook saw {tuple(activation.shape[:2])} rows and positions, not the {tuple(chosen.shape)} that it "
+                "was made for: make hooks for each batch, and steer generation with vector.apply(model)"
             )
         return chosen
 

@@ -1,6 +1,7 @@
 """The steering vector: a difference of residual-stream states, and where it lives."""
 
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -11,10 +12,10 @@ from torch import Tensor
 
 from lrt_tl.artifacts import load_artifact, save_artifact
 from lrt_tl.errors import LrtError, MismatchError
-from lrt_tl.models.hook_names import resolve_hook_name
+from lrt_tl.models.hook_names import check_writable, resolve_hook_name
 from lrt_tl.models.identity import Site, identify, require_same_model
 from lrt_tl.models.protocol import Hook, HookedModel
-from lrt_tl.steering.hooks import SteeringHandle, adding_hook, applied, fixed_selector
+from lrt_tl.steering.hooks import SteeringHandle, adding_hook, fixed_selector
 from lrt_tl.text.positions import Positions
 
 KIND = "steering_vector"
@@ -44,7 +45,7 @@ class SteeringVector:
         if not torch.isfinite(self.direction).all():
             raise LrtError("the steering vector holds NaN or infinity")
         if not self.direction.any():
-            raise LrtError("the steering vector is zero: the two sides of the contrast pairs give the same states")
+            raise LrtError("the steering vector is zero: it points nowhere")
 
     @property
     def norm(self) -> float:
@@ -55,6 +56,7 @@ class SteeringVector:
         """The same direction with another length."""
         return replace(self, direction=self.direction * (norm / self.norm))
 
+    @contextmanager
     def apply(
         self,
         model: HookedModel,
@@ -62,7 +64,7 @@ class SteeringVector:
         *,
         positions: Positions = "all",
         scale: Scale = "vector",
-    ) -> AbstractContextManager[SteeringHandle]:
+    ) -> Iterator[SteeringHandle]:
         """Steer a model inside a `with` block: add coefficient × vector to the residual stream at the vector's site.
 
         Args:
@@ -74,7 +76,11 @@ class SteeringVector:
             MismatchError: the vector belongs to another model, basis or hook point.
             LrtError: the positions or the scale cannot be used.
         """
-        return applied(self.attach(model, coefficient, positions=positions, scale=scale))
+        handle = self.attach(model, coefficient, positions=positions, scale=scale)
+        try:
+            yield handle
+        finally:
+            handle.remove()
 
     def attach(
         self,
@@ -123,14 +129,15 @@ class SteeringVector:
 
     def check_model(self, model: HookedModel) -> None:
         """Raises:
-        MismatchError: the vector is not one of this model's, at a hook point that it has.
+        MismatchError: the vector is not one of this model's.
+        LrtError: the model lacks the vector's hook point, or does not let the residual stream be changed there.
         """
         if self.site.d_model != model.cfg.d_model:
             raise MismatchError(
                 f"the vector has {self.site.d_model} dimensions, {model.cfg.model_name} has {model.cfg.d_model}: carry "
                 "it over with affine_map.transport(vector)"
             )
-        resolve_hook_name(model, hook_name=self.site.hook_name)
+        check_writable(model, resolve_hook_name(model, hook_name=self.site.hook_name))
         if self.site.model is not None:
             require_same_model(self.site.model, identify(model), what="the vector")
 

@@ -7,7 +7,7 @@ differently. Padding is on the right, where no causal model sees it.
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Bool, Int
@@ -90,10 +90,15 @@ def token_batches(
     Rows are sorted by length within a few batches' worth, so that little is padding.
 
     Raises:
-        LrtError: a document tokenizes to nothing, or `context_length` leaves no room for text.
+        LrtError: a document tokenizes to nothing, `context_length` leaves no room for text, or another argument
+            cannot be.
     """
     if context_length < 2:
         raise LrtError(f"context_length={context_length} leaves no room for text: it must be at least 2")
+    if batch_size < 1:
+        raise LrtError(f"batch_size={batch_size}: it must be at least 1")
+    if layout not in get_args(Layout):
+        raise LrtError(f"layout={layout!r} is none of {', '.join(get_args(Layout))}")
     counts = BatchCounts() if counts is None else counts
     chunk = batch_size * _BATCHES_SORTED_TOGETHER
     rows = _rows(tokenizer, documents, context_length, layout, prepend_bos, chunk, counts)

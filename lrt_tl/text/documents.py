@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -47,9 +48,9 @@ def read_documents(source: Any, *, text_key: str = "text") -> Documents:
     """Documents from a file or from anything that yields them.
 
     Args:
-        source: a `.txt` file (a document per paragraph; where no line is blank, per line), a `.jsonl` or `.parquet`
-            file with a `text_key`, a `datasets` object, or an iterable of strings or of mappings with a `text_key`. An
-            iterator, which can be read only once, is read into a list.
+        source: a `.txt` file (a document per paragraph; where no blank line parts the text, per line), a `.jsonl` or
+            `.parquet` file with a `text_key`, a `datasets` object, or an iterable of strings or of mappings with a
+            `text_key`. An iterator, which can be read only once, is read into a list.
 
     Raises:
         LrtError: the file does not exist or is of another kind. While reading: a malformed line (with its number), a
@@ -67,9 +68,10 @@ def read_documents(source: Any, *, text_key: str = "text") -> Documents:
         return Documents(path.name, partial(_not_empty, path.name, partial(reader, path, text_key)))
     if isinstance(source, Iterator):
         source = list(source)
-    if not isinstance(source, Iterable):
-        raise LrtError(f"documents must be a file or an iterable of strings, not {type(source).__name__}")
     name = type(source).__name__
+    if not isinstance(source, Iterable) or isinstance(source, Mapping):
+        hint = ": choose one of its splits, or one list of texts" if isinstance(source, Mapping) else ""
+        raise LrtError(f"documents must be a file or an iterable of strings, not {name}{hint}")
     return Documents(name, partial(_not_empty, name, partial(_from_iterable, source, text_key)))
 
 
@@ -137,7 +139,7 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
     """
     number = 0
     try:
-        with path.open(encoding="utf-8") as lines:
+        with path.open(encoding="utf-8-sig") as lines:  # a byte order mark is no text
             for number, line in enumerate(lines, start=1):
                 if line.strip():
                     yield number, line
@@ -146,8 +148,8 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def _read_text(path: Path, text_key: str) -> Iterator[Document]:
-    with path.open(encoding="utf-8") as lines:
-        paragraphs = any(not line.strip() for line in lines)
+    numbers = (number for number, _ in read_lines(path))
+    paragraphs = any(number > before + 1 for before, number in pairwise(numbers))
     start, block, last = 0, "", 0
     for number, line in read_lines(path):
         if block and (not paragraphs or number > last + 1):
@@ -166,9 +168,14 @@ def _read_jsonl(path: Path, text_key: str) -> Iterator[Document]:
 
 
 def _read_parquet(path: Path, text_key: str) -> Iterator[Document]:
+    from pyarrow import ArrowInvalid
     from pyarrow.parquet import ParquetFile
 
-    with ParquetFile(path) as file:
+    try:
+        opened = ParquetFile(path)
+    except ArrowInvalid as error:
+        raise LrtError(f"{path.name} is not a valid .parquet file: {error}") from error
+    with opened as file:
         if text_key not in file.schema_arrow.names:
             raise LrtError(f"{path.name} has no column {text_key!r}: its columns are {file.schema_arrow.names}")
         number = 0
@@ -197,6 +204,8 @@ def _text(row: Any, text_key: str, where: str) -> str:
         row = row[text_key]
     if not isinstance(row, str):
         raise LrtError(f"{where}: the text is of type {type(row).__name__}, not a string")
+    if not row.strip():
+        raise LrtError(f"{where}: the text is empty: remove it")
     return row
 
 

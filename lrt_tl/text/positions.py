@@ -1,6 +1,7 @@
 """Where and when: which positions of a forward pass a vector is added to."""
 
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Literal
 
 import torch
@@ -15,17 +16,21 @@ Positions = Literal["all", "prompt", "generated"] | int | Sequence[int]
 token (padding is never counted, nor selected)."""
 
 
-def check_positions(positions: Positions) -> None:
+def check_positions(positions: object) -> None:
     """Raises:
-    LrtError: not one of the named selectors, empty, or a negative position.
+    LrtError: not one of the named selectors, and not whole numbers from 0.
     """
     if isinstance(positions, str):
         if positions not in ("all", "prompt", "generated"):
             raise LrtError(f"positions={positions!r}: use 'all', 'prompt', 'generated' or absolute positions from 0")
         return
-    wanted = [positions] if isinstance(positions, int) else list(positions)
-    if not wanted or min(wanted) < 0:
-        raise LrtError(f"positions={positions!r}: absolute positions count from 0, and there must be one")
+    wanted = [positions] if isinstance(positions, Integral) else positions
+    if (
+        not isinstance(wanted, Sequence)
+        or not wanted
+        or not all(isinstance(p, Integral) and int(p) >= 0 for p in wanted)
+    ):
+        raise LrtError(f"positions={positions!r}: absolute positions are whole numbers from 0, and there must be one")
 
 
 def select(positions: Positions, call: Call) -> Bool[Tensor, "row position"]:

@@ -1,0 +1,174 @@
+"""Calling, transporting, refusing, saving and showing a map."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lrt_tl.alignment.affine_map import AffineMap, FitReport
+from lrt_tl.artifacts import save_artifact
+from lrt_tl.errors import ArtifactError, LrtError, MismatchError
+from lrt_tl.models.identity import ModelIdentity, Site
+from lrt_tl.steering.vector import SteeringVector
+
+REPORT = FitReport(
+    test_r2=0.8123,
+    validation_r2=0.8,
+    cv_r2=0.79,
+    fold_r2=(0.78, 0.79, 0.8),
+    ridge=0.00123,
+    relative_ridge=1e-4,
+    ridge_curve=((1e-4, 0.79), (1e-3, 0.7)),
+    tokens=12345,
+    tokens_per_dimension=12345 / 3,
+    harvest={"documents": 7, "median_norms": {"source:blocks.1.hook_resid_post": 1 / 3}},
+)
+
+
+def identity(name: str, d_model: int, **changes: Any) -> ModelIdentity:
+    settings = {"tokenizer": "abc", "dtype": "float32", "basis": "raw", "weights": (0.1, 0.2, 0.3)}
+    return ModelIdentity(**{"name": name, "revision": None, "n_layers": 2, "d_model": d_model, **settings, **changes})
+
+
+SOURCE = Site("blocks.1.hook_resid_post", 3, identity("small", 3))
+TARGET = Site("blocks.0.hook_resid_post", 2, identity("large", 2))
+
+
+def affine_map(**changes: Any) -> AffineMap:
+    settings = {
+        "weight": torch.tensor([[1.0, 2.0, 0.0], [0.0, -1.0, 1 / 3]]),
+        "bias": torch.tensor([10.0, 20.0]),
+        "source": SOURCE,
+        "target": TARGET,
+        "target_covariance": torch.tensor([[2.0, 0.5], [0.5, 1.0]]),
+        "target_norm": 5.0,
+        "report": REPORT,
+    }
+    return AffineMap(**{**settings, **changes})
+
+
+def vector(**changes: Any) -> SteeringVector:
+    return SteeringVector(torch.tensor([1.0, 2.0, 3.0]), replace(SOURCE, **changes), 7.0, {"method": "test"})
+
+
+def test_states_are_mapped_with_the_bias_and_differences_without() -> None:
+    states = torch.tensor([[[1.0, 2.0, 3.0], [0.0, 0.0, 0.0]]])
+    mapped = affine_map()(states)
+    torch.testing.assert_close(mapped, torch.tensor([[[15.0, 19.0], [10.0, 20.0]]]))
+    torch.testing.assert_close(affine_map().transport(states), mapped - torch.tensor([10.0, 20.0]))
+    torch.testing.assert_close(mapped[0, 0] - mapped[0, 1], affine_map().transport(states[0, 0]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_the_precision_is_that_of_the_states(dtype: torch.dtype) -> None:
+    state = torch.ones(3, dtype=dtype)
+    assert affine_map()(state).dtype == affine_map().transport(state).dtype == dtype
+
+
+def test_a_vector_is_carried_to_the_target() -> None:
+    carried = affine_map().transport(vector())
+    torch.testing.assert_close(carried.direction, torch.tensor([5.0, -1.0]))
+    assert (carried.site, carried.residual_norm) == (TARGET, 5.0)
+    assert carried.provenance == {
+        "method": "test",
+        "transported_through": repr(affine_map()),
+        "transported_from": "small L1",
+    }
+
+
+@pytest.mark.parametrize("shape", [(2,), (3, 4)])
+def test_states_of_another_width_are_refused(shape: tuple[int, ...]) -> None:
+    for call in (affine_map(), affine_map().transport):
+        with pytest.raises(MismatchError, match="takes states of small L1 with 3 dimensions"):
+            call(torch.ones(shape))
+    with pytest.raises(MismatchError, match="takes states"):
+        affine_map().transport(torch.tensor(1.0))
+
+
+def test_a_vector_from_elsewhere_is_refused() -> None:
+    other = replace(vector(), direction=torch.ones(2), site=replace(SOURCE, d_model=2))
+    with pytest.raises(MismatchError, match=r"small L1 \(blocks.1.hook_resid_post, 2 dimensions\); the map begins at"):
+        affine_map().transport(other)
+    with pytest.raises(MismatchError, match="lives at small L0"):
+        affine_map().transport(vector(hook_name="blocks.0.hook_resid_post"))
+    with pytest.raises(MismatchError, match="belongs to small; this model, tiny, differs: the weights of block 0"):
+        affine_map().transport(vector(model=identity("tiny", 3, weights=(0.1, 0.25, 0.3))))
+    with pytest.raises(MismatchError, match=r"basis is centered, not raw.*without processing"):
+        affine_map().transport(vector(model=identity("small", 3, basis="centered")))
+
+
+def test_what_is_not_known_is_not_checked() -> None:
+    assert affine_map().transport(vector(model=None)).site == TARGET
+    no_model = affine_map(source=replace(SOURCE, model=None))
+    assert no_model.transport(vector()).site == TARGET
+
+
+def test_a_map_that_knows_no_place_carries_tensors_only() -> None:
+    nowhere = affine_map(source=Site("", 3), target=Site("", 2))
+    torch.testing.assert_close(nowhere.transport(torch.tensor([1.0, 2.0, 3.0])), torch.tensor([5.0, -1.0]))
+    with pytest.raises(MismatchError, match=r"begins at unknown model \(no hook name, 3 dimensions\)"):
+        nowhere.transport(vector())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"weight": torch.ones(2, 4)}, r"from small L1 to large L0 has shape \(2, 3\), not \(2, 4\)"),
+        ({"weight": torch.full((2, 3), float("nan"))}, "NaN or infinity"),
+        ({"bias": torch.full((2,), float("inf"))}, "NaN or infinity"),
+    ],
+)
+def test_a_map_that_cannot_be_is_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(LrtError, match=message):
+        affine_map(**changes)
+
+
+def test_few_tokens_are_warned_of() -> None:
+    with pytest.warns(UserWarning, match=r"fitted on 19\.5 tokens per source dimension; under 20"):
+        affine_map(report=replace(REPORT, tokens_per_dimension=19.5))
+
+
+@pytest.mark.parametrize("changes", [{}, {"target_norm": None, "source": Site("", 3)}])
+def test_saving_loses_nothing(tmp_path: Path, changes: dict[str, Any]) -> None:
+    saved = affine_map(**changes)
+    folder = saved.save(tmp_path / "map")
+    loaded = AffineMap.load(folder)
+    for name in ("weight", "bias", "target_covariance"):
+        assert torch.equal(getattr(loaded, name), getattr(saved, name))
+    for name in ("source", "target", "target_norm", "report"):
+        assert getattr(loaded, name) == getattr(saved, name)
+    card = (folder / "README.md").read_text()
+    assert all(value in card for value in saved.summary().values())
+
+
+def test_another_artifact_is_not_a_map(tmp_path: Path) -> None:
+    vector().save(tmp_path / "vector")
+    with pytest.raises(ArtifactError, match="is of kind steering_vector, not affine_map"):
+        AffineMap.load(tmp_path / "vector")
+
+
+def test_a_map_that_lacks_a_part_is_refused(tmp_path: Path) -> None:
+    save_artifact(tmp_path / "map", kind="affine_map", config={}, tensors={"weight": torch.ones(2, 3)}, card="")
+    with pytest.raises(ArtifactError, match="is not a whole affine map: KeyError"):
+        AffineMap.load(tmp_path / "map")
+
+
+def test_how_a_map_shows() -> None:
+    assert repr(affine_map()) == "AffineMap(small L1 → large L0, 3→2, ridge λ=0.0012, R² 0.81)"
+    assert affine_map().summary() == {
+        "map": "small L1 → large L0, 3 → 2",
+        "R² on test documents": "0.812",
+        "R² in cross-validation": "0.790 (0.780 … 0.800)",
+        "ridge λ per position": "0.0012 (1e-04 of the mean variance)",
+        "tokens": "12,345 (4,115 per source dimension)",
+    }
+
+
+def test_html_is_escaped() -> None:
+    hostile = Site("blocks.1.hook_resid_post", 3, identity("<script>alert('x')</script>&", 3))
+    shown = affine_map(source=hostile)._repr_html_()
+    assert "<script" not in shown
+    assert "&lt;script&gt;" in shown
+    assert "0.812" in shown

@@ -1,0 +1,452 @@
+"""The fit against scikit-learn on states taken one text at a time, and against planted maps."""
+
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from lrt_tl.alignment.affine_map import AffineMap
+from lrt_tl.alignment.fit import RELATIVE_RIDGES, fit_activations, fit_affine_map
+from lrt_tl.errors import LrtError, MismatchError
+from lrt_tl.models.identity import identify
+from lrt_tl.models.loading import load_model
+from lrt_tl.text.batches import pad
+from lrt_tl.text.documents import split_of
+from tests.alignment import reference
+from tests.alignment.reference import Row, one_at_a_time, rows_of
+from tests.checkpoints import WORDS, hooked_only, save_tokenizer
+
+LAYERS = (1, 2)
+NAMES = ("blocks.1.hook_resid_post", "blocks.2.hook_resid_post")
+
+
+@pytest.fixture(scope="module")
+def some_texts(texts: list[str]) -> list[str]:
+    """Enough for all splits, and for 20 positions a dimension."""
+    return texts[:100]
+
+
+@pytest.fixture(scope="module")
+def huggingface(folders: tuple[Path, Path]) -> tuple[Any, Any]:
+    small, large = (AutoModelForCausalLM.from_pretrained(folder).eval() for folder in folders)
+    return small, large
+
+
+@pytest.fixture(scope="module")
+def fitted(pair: tuple[Any, Any], texts: list[str]) -> AffineMap:
+    return fit_affine_map(*pair, texts, layers=LAYERS)
+
+
+def assert_is(actual: AffineMap, wanted: reference.Fit, tolerance: float = 1e-4) -> None:
+    """The same ridge, map and figures."""
+    report = actual.report
+    assert report.relative_ridge == RELATIVE_RIDGES[wanted.best]
+    np.testing.assert_allclose([r2 for _, r2 in report.ridge_curve], wanted.curve, atol=tolerance)
+    assert report.cv_r2 == pytest.approx(wanted.curve[wanted.best], abs=tolerance)
+    assert np.mean(report.fold_r2) == pytest.approx(report.cv_r2)
+    assert report.test_r2 == pytest.approx(wanted.test_r2, abs=tolerance)
+    assert report.validation_r2 == pytest.approx(wanted.validation_r2, abs=tolerance)
+    np.testing.assert_allclose(actual.weight.numpy(), wanted.weight, atol=tolerance * np.abs(wanted.weight).max())
+    np.testing.assert_allclose(actual.bias.numpy(), wanted.bias, atol=tolerance * np.abs(wanted.bias).max())
+
+
+def assert_same_map(actual: AffineMap, wanted: AffineMap, tolerance: float = 1e-5) -> None:
+    for name in ("weight", "bias", "target_covariance"):
+        ours, theirs = getattr(actual, name), getattr(wanted, name)
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=tolerance * float(theirs.abs().max()))
+    assert actual.report.test_r2 == pytest.approx(wanted.report.test_r2, abs=tolerance)
+
+
+def test_the_map_is_scikit_learns_from_texts_read_one_at_a_time(
+    fitted: AffineMap, pair: tuple[Any, Any], huggingface: tuple[Any, Any], texts: list[str]
+) -> None:
+    positions = one_at_a_time(huggingface, rows_of(texts), LAYERS)
+    assert_is(fitted, reference.fit(positions))
+    report, harvest = fitted.report, fitted.report.harvest
+    train = positions.target[positions.splits < 5]
+    assert report.tokens == len(train)
+    assert report.tokens_per_dimension == len(train) / 16
+    assert harvest["positions"] == len(positions.tokens)
+    assert harvest["documents"] == harvest["special_dropped"] == len(texts)  # one beginning of sequence each
+    assert harvest["sinks_dropped"] == harvest["documents_excluded"] == harvest["tokens_truncated"] == 0
+    np.testing.assert_allclose(fitted.target_covariance.numpy(), np.cov(train.T, bias=True), rtol=1e-4, atol=1e-5)
+    assert fitted.target_norm == pytest.approx(np.median(np.linalg.norm(positions.target, axis=1)), rel=0.05)
+    assert (fitted.source.model, fitted.target.model) == (identify(pair[0]), identify(pair[1]))
+    assert (fitted.source.hook_name, fitted.target.hook_name) == NAMES
+
+
+@pytest.mark.parametrize("batch_size", [7, 200])
+def test_batches_and_the_order_of_documents_do_not_matter(
+    fitted: AffineMap, pair: tuple[Any, Any], texts: list[str], batch_size: int
+) -> None:
+    assert_same_map(fit_affine_map(*pair, texts[::-1], layers=LAYERS, batch_size=batch_size), fitted)
+
+
+@hooked_only
+def test_both_classes_give_the_same_map(folders: tuple[Path, Path], bridges: tuple[Any, Any], texts: list[str]) -> None:
+    hooked = [load_model(folder, model_class="hooked") for folder in folders]
+    maps = [fit_affine_map(*models, texts, layers=LAYERS) for models in (hooked, bridges)]
+    assert_same_map(maps[0], maps[1], 1e-3)
+
+
+def pieces(texts: Sequence[str], room: int) -> list[Row]:
+    return [
+        Row([reference.BOS, *row.ids[start : start + room]], row.split)
+        for row in rows_of(texts, bos=False)
+        for start in range(0, len(row.ids), room)
+    ]
+
+
+def packed(texts: Sequence[str], length: int) -> list[Row]:
+    done: list[Row] = []
+    waiting: dict[int, Row] = {}
+    for row in rows_of(texts):
+        before = waiting.get(row.split, Row([], row.split))
+        if len(before.ids) + len(row.ids) > length:
+            done.append(before)
+            before = Row([], row.split)
+        waiting[row.split] = Row(before.ids + row.ids, row.split)
+    return done + list(waiting.values())
+
+
+LAYOUTS: dict[str, tuple[dict[str, Any], Callable[[list[str]], list[Row]]]] = {
+    "split": ({"layout": "split", "context_length": 12}, lambda texts: pieces(texts, 11)),
+    "truncate": (
+        {"layout": "truncate", "context_length": 12},
+        lambda texts: [Row(row.ids[:12], row.split) for row in rows_of(texts)],
+    ),
+    "pack": ({"layout": "pack", "context_length": 60}, lambda texts: packed(texts, 60)),
+    "no bos": ({"prepend_bos": False}, lambda texts: rows_of(texts, bos=False)),
+}
+
+
+@pytest.mark.parametrize("name", list(LAYOUTS))
+def test_layouts(bridges: tuple[Any, Any], huggingface: tuple[Any, Any], some_texts: list[str], name: str) -> None:
+    options, rows = LAYOUTS[name]
+    actual = fit_affine_map(*bridges, some_texts, layers=LAYERS, **options)
+    positions = one_at_a_time(huggingface, rows(some_texts), LAYERS)
+    assert_is(actual, reference.fit(positions))
+    assert actual.report.harvest["positions"] == len(positions.tokens)
+    truncated = sum(max(0, len(text.split()) - 11) for text in some_texts) if name == "truncate" else 0
+    assert actual.report.harvest["tokens_truncated"] == truncated
+
+
+def test_excluded_documents_are_dropped_and_counted(bridges: tuple[Any, Any], some_texts: list[str]) -> None:
+    long = [text for text in some_texts if len(text.split()) > 8]
+    asked = [" ".join(text.split()[2:8]).upper() for text in long[:20]]
+    actual = fit_affine_map(*bridges, some_texts, layers=LAYERS, exclude=asked)
+    assert actual.report.harvest["documents_excluded"] == 20
+    assert actual.report.harvest["documents"] == 80
+    assert_same_map(actual, fit_affine_map(*bridges, [t for t in some_texts if t not in long[:20]], layers=LAYERS))
+
+
+def test_special_tokens_in_the_text_are_dropped_and_counted(
+    bridges: tuple[Any, Any], huggingface: tuple[Any, Any], some_texts: list[str]
+) -> None:
+    """Words that the tokenizer does not know become `<unk>`, which is special."""
+    unknown = [text.replace("word7", "seven") for text in some_texts]
+    actual = fit_affine_map(*bridges, unknown, layers=LAYERS)
+    known = [[word if word in WORDS else "<unk>" for word in text.split()] for text in unknown]
+    rows = [Row([1, *map(WORDS.index, words)], split_of(text)) for words, text in zip(known, unknown, strict=True)]
+    assert_is(actual, reference.fit(one_at_a_time(huggingface, rows, LAYERS)))
+    assert actual.report.harvest["special_dropped"] == len(some_texts) + sum(words.count("<unk>") for words in known)
+
+
+Change = Callable[[Tensor, Tensor, str], None]
+"""Alter, in place, activations of tokens at a hook name."""
+
+
+@pytest.fixture
+def captured_with(monkeypatch: pytest.MonkeyPatch) -> Callable[[Change], None]:
+    """Let the harvest see altered activations."""
+    from lrt_tl.alignment import harvest
+
+    original = harvest.capture
+
+    def patch(change: Change) -> None:
+        def altered(model: Any, tokens: Tensor, mask: Tensor, hook_names: Sequence[str]) -> dict[str, Tensor]:
+            found = {name: states.clone() for name, states in original(model, tokens, mask, hook_names).items()}
+            for name, states in found.items():
+                change(states, tokens, name)
+            return found
+
+        monkeypatch.setattr(harvest, "capture", altered)
+
+    return patch
+
+
+def test_sinks_are_dropped_and_counted_and_do_no_harm(
+    bridges: tuple[Any, Any],
+    huggingface: tuple[Any, Any],
+    some_texts: list[str],
+    captured_with: Callable[[Change], None],
+) -> None:
+    sinks = {NAMES[0]: WORDS.index("word4"), NAMES[1]: WORDS.index("word9")}
+
+    def plant(states: Tensor, tokens: Tensor, name: str) -> None:
+        states[tokens == sinks[name]] *= 50
+
+    captured_with(plant)
+    actual = fit_affine_map(*bridges, some_texts, layers=LAYERS)
+    positions = one_at_a_time(huggingface, rows_of(some_texts), LAYERS)
+    calm = ~np.isin(positions.tokens, list(sinks.values()))
+    assert actual.report.harvest["sinks_dropped"] == (~calm).sum() > 30
+    assert actual.report.harvest["positions"] == calm.sum()
+    assert_is(actual, reference.fit(positions.where(calm)))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize(("side", "name"), list(enumerate(NAMES)))
+def test_an_activation_that_is_not_finite_is_named(
+    bridges: tuple[Any, Any],
+    some_texts: list[str],
+    captured_with: Callable[[Change], None],
+    bad: float,
+    side: int,
+    name: str,
+) -> None:
+    rare = WORDS.index("word39")
+    documents = [text.replace("word39", "word1") for text in some_texts]
+    documents[77] += " word39"
+
+    def plant(states: Tensor, tokens: Tensor, where: str) -> None:
+        if where == name:
+            states[tokens == rare, 3] = bad
+
+    captured_with(plant)
+    message = rf"{('small', 'large')[side]}, {name}: an activation is NaN or infinite on document 77$"
+    with pytest.raises(LrtError, match=message):
+        fit_affine_map(*bridges, documents, layers=LAYERS)
+
+
+def test_hook_names_instead_of_layers(
+    bridges: tuple[Any, Any], huggingface: tuple[Any, Any], some_texts: list[str]
+) -> None:
+    names = ("blocks.0.hook_resid_pre", "blocks.2.hook_out")
+    actual = fit_affine_map(*bridges, some_texts, hook_names=names)
+    assert (actual.source.hook_name, actual.target.hook_name) == (names[0], NAMES[1])
+    positions = one_at_a_time(huggingface, rows_of(some_texts), (-1, 2))
+    assert_is(actual, reference.fit(positions))
+
+
+def test_the_report_is_printed(fitted: AffineMap, bridges: Any, texts: list[str], capsys: Any) -> None:
+    again = fit_affine_map(*bridges, texts, layers=LAYERS)
+    assert capsys.readouterr().out == f"{again!r}\n"
+
+
+REFUSED: list[tuple[str, dict[str, Any]]] = [
+    ("layers or hook_names", {"layers": None}),
+    ("layers or hook_names", {"hook_names": NAMES}),
+    (r"layer 3 is out of range: small has layers 0 to 2", {"layers": (3, 1)}),
+    (r"layer -1 is out of range: large has layers 0 to 3", {"layers": (1, -1)}),
+    (r"context_length=65 is more than small reads \(64\)", {"context_length": 65}),
+    ("context_length=0 leaves no room", {"context_length": 0}),
+    ("batch_size=0", {"batch_size": 0}),
+    ("above zero", {"relative_ridges": (0.0,)}),
+]
+
+
+@pytest.mark.parametrize(("message", "options"), REFUSED)
+def test_options_that_cannot_be_are_refused(
+    bridges: tuple[Any, Any], some_texts: list[str], message: str, options: dict[str, Any]
+) -> None:
+    with pytest.raises(LrtError, match=message):
+        fit_affine_map(*bridges, some_texts, **{"layers": LAYERS, **options})
+
+
+def test_too_little_text_is_refused(bridges: tuple[Any, Any], some_texts: list[str]) -> None:
+    with pytest.raises(LrtError, match=r"positions \(without the largest fold\) cannot determine a map of 16 source"):
+        fit_affine_map(*bridges, [text[:20] for text in some_texts[:8]], layers=LAYERS)
+    without_test = [text for text in some_texts if split_of(text) != 6]
+    with pytest.raises(LrtError, match=r"no position in the splits \[6\]"):
+        fit_affine_map(*bridges, without_test, layers=LAYERS)
+    with pytest.raises(LrtError, match="every document contains"):
+        fit_affine_map(*bridges, some_texts[:5], layers=LAYERS, exclude=some_texts[:5])
+
+
+def test_little_text_is_warned_of(bridges: tuple[Any, Any], texts: list[str]) -> None:
+    short = [" ".join(text.split()[:4]) for text in texts[:60]]
+    with pytest.warns(UserWarning, match=r"\d+\.\d tokens per source dimension; under 20"):
+        actual = fit_affine_map(*bridges, short, layers=LAYERS)
+    assert 1 < actual.report.tokens_per_dimension < 20
+
+
+def test_two_tokenizers_are_refused(bridges: tuple[Any, Any], folders: tuple[Path, Path], tmp_path: Path) -> None:
+    shutil.copytree(folders[1], tmp_path / "other")
+    save_tokenizer(tmp_path / "other", [*WORDS[:-2], WORDS[-1], WORDS[-2]])
+    with pytest.raises(MismatchError, match=r"small and other have different tokenizers \('word38' is 41 and 42\)"):
+        fit_affine_map(bridges[0], load_model(tmp_path / "other"), ["text"], layers=LAYERS)
+
+
+# Activations in hand
+
+
+@pytest.fixture(scope="module")
+def caches(pair: tuple[Any, Any], texts: list[str]) -> dict[str, Any]:
+    """What a user of TransformerLens has: both caches of one padded batch."""
+    tokens, mask, content = pad(pair[0].tokenizer, [row.ids for row in rows_of(texts)])
+    with torch.no_grad():
+        found = [model.run_with_cache(tokens, attention_mask=mask.long())[1] for model in pair]
+    return {"source": found[0], "target": found[1], "document_ids": texts, "mask": content}
+
+
+@pytest.mark.parametrize("as_mapping", [False, True])
+def test_caches_give_the_map_of_the_models(
+    fitted: AffineMap, pair: tuple[Any, Any], caches: dict[str, Any], as_mapping: bool
+) -> None:
+    if as_mapping:
+        caches = caches | {
+            side: {name: caches[side][name]} for side, name in zip(("source", "target"), NAMES, strict=True)
+        }
+    actual = fit_activations(**caches, hook_names=NAMES, models=pair)
+    assert_same_map(actual, fitted)
+    assert (actual.source, actual.target) == (fitted.source, fitted.target)
+    assert actual.target_norm == pytest.approx(fitted.target_norm, rel=0.05)
+    anonymous = fit_activations(**caches, hook_names=NAMES)
+    assert (str(anonymous.source), anonymous.source.d_model) == ("unknown model L1", 16)
+
+
+def test_a_bridges_names_are_resolved(bridges: tuple[Any, Any], texts: list[str]) -> None:
+    tokens, _, content = pad(bridges[0].tokenizer, [row.ids for row in rows_of(texts)])
+    with torch.no_grad():
+        found = [model.run_with_cache(tokens)[1] for model in bridges]
+    names = ("blocks.1.hook_out", "blocks.2.hook_out")
+    actual = fit_activations(*found, texts, mask=content, hook_names=names, models=bridges)
+    assert (actual.source.hook_name, actual.target.hook_name) == NAMES
+    assert actual.target_norm is not None
+
+
+def planted(
+    *, noise: float, n: int = 2000, dtype: torch.dtype = torch.float64, d_source: int = 12, d_target: int = 20
+) -> tuple[Tensor, Tensor, Tensor, Tensor, list[int]]:
+    """A, b, states h_S (correlated, off the origin), h_T = A h_S + b + noise, and documents of ten positions."""
+    generator = torch.Generator().manual_seed(1)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    a, b = normal(d_target, d_source), normal(d_target)
+    x = normal(n, d_source) + normal(d_source)
+    y = x @ a.T + b + noise * normal(n, d_target)
+    return a, b, x.to(dtype), y.to(dtype), [position // 10 for position in range(n)]
+
+
+def test_a_planted_map_is_found() -> None:
+    a, b, x, y, documents = planted(noise=0.0)
+    actual = fit_activations(x, y, torch.tensor(documents))
+    torch.testing.assert_close(actual.weight.double(), a, rtol=0, atol=1e-6 * float(a.abs().max()))
+    torch.testing.assert_close(actual.bias.double(), b, rtol=0, atol=1e-6 * float(b.abs().max()))
+    assert 1 - 1e-9 < actual.report.test_r2 <= 1
+    assert actual.report.harvest["documents"] == 200
+
+
+def test_the_error_of_a_planted_map_falls_at_the_textbook_rate() -> None:
+    for n in (1000, 4000, 16000):
+        a, _, x, y, documents = planted(noise=2.0, n=n)
+        actual = fit_activations(x, y, documents)
+        expected = 4 * 20 * 12 / (actual.report.tokens - 12 - 2)  # σ² d_T d_S/(n − d_S − 2), x of unit covariance
+        assert 0.7 < float((actual.weight.double() - a).square().sum()) / expected < 1.3
+        assert actual.report.test_r2 == pytest.approx(12 / (12 + 4), abs=0.1)
+
+
+@pytest.mark.parametrize("relative_ridges", [(1e-8,), RELATIVE_RIDGES])
+def test_pure_noise_shows_as_no_skill(relative_ridges: Sequence[float]) -> None:
+    _, _, x, _, documents = planted(noise=0.0, n=400, d_source=100)
+    y = torch.randn(400, 20, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    with pytest.warns(UserWarning, match="under 20"):
+        actual = fit_activations(x, y, documents, relative_ridges=relative_ridges)
+    upper = 0.0 if relative_ridges == (1e-8,) else 0.02
+    assert max(actual.report.test_r2, actual.report.cv_r2, actual.report.validation_r2) < upper
+    assert "R² -0." in repr(actual)
+
+
+def test_documents_are_on_one_side_of_every_split() -> None:
+    """States that give away their document, and nothing else: a split by position would reach R² 1."""
+    generator = torch.Generator().manual_seed(0)
+    documents = [position // 20 for position in range(2000)]
+    states = torch.randn(100, 30, generator=generator).repeat_interleave(20, dim=0)
+    targets = torch.randn(100, 4, generator=generator).repeat_interleave(20, dim=0)
+    actual = fit_activations(states, targets, documents)
+    assert actual.report.cv_r2 < 0.05
+    assert actual.report.test_r2 < 0.2
+    assert actual.report.fold_r2 != (actual.report.cv_r2,) * 5
+
+
+def test_masks_rows_and_sinks() -> None:
+    a, _, x, y, documents = planted(noise=0.1, dtype=torch.float32)
+    mask = torch.rand(2000, generator=torch.Generator().manual_seed(3)) < 0.8
+    x[~mask], y[~mask] = float("nan"), float("inf")  # what is masked is never looked at
+    flat = fit_activations(x, y, documents, mask=mask)
+    in_rows = fit_activations(
+        x.reshape(200, 10, 12), y.reshape(200, 10, 20), range(200), mask=mask.reshape(200, 10).int()
+    )
+    assert_same_map(in_rows, flat, 1e-7)
+    chosen = fit_activations(x[mask], y[mask], np.array(documents)[mask.numpy()].tolist())
+    assert_same_map(chosen, flat, 1e-7)
+    sink = torch.zeros(2000, dtype=torch.bool)
+    sink[[3, 500, 501]] = True
+    mask |= sink
+    x[sink], y[sink] = 500.0, 1.0
+    dropped = fit_activations(x, y, documents, mask=mask)
+    assert dropped.report.harvest["sinks_dropped"] == 3
+    torch.testing.assert_close(dropped.weight.double(), a, rtol=0, atol=0.05)
+    kept = fit_activations(x, y, documents, mask=mask, drop_sinks=False)
+    assert kept.report.harvest["sinks_dropped"] == 0
+    assert float((kept.weight.double() - a).abs().max()) > 0.5
+
+
+def test_each_side_may_have_its_own_precision() -> None:
+    a, _, x, y, documents = planted(noise=0.0)
+    for sides in ((x.float(), y), (x, y.float()), (x.float(), y.bfloat16())):
+        actual = fit_activations(*sides, documents)
+        torch.testing.assert_close(actual.weight.double(), a, rtol=0, atol=1e-2)
+
+
+ACTIVATIONS_REFUSED: list[tuple[str, Callable[[Tensor, Tensor, list[int]], dict[str, Any]]]] = [
+    ("not of the same positions", lambda x, y, ids: {"source": x[1:], "target": y, "document_ids": ids}),
+    ("1999 document ids do not fit", lambda x, y, ids: {"source": x, "target": y, "document_ids": ids[1:]}),
+    (r"must be \[position, d_model\]", lambda x, y, ids: {"source": x[:, 0], "target": y, "document_ids": ids}),
+    ("the source is a cache: say with hook_names", lambda x, y, ids: {"source": {}, "target": y, "document_ids": ids}),
+    (
+        r"target's cache holds no 'blocks.2.hook_resid_post'",
+        lambda x, y, ids: {"source": x, "target": {"other": y}, "document_ids": ids, "hook_names": NAMES},
+    ),
+    (
+        "is not a point of the residual stream",
+        lambda x, y, ids: {"source": x, "target": y, "document_ids": ids, "hook_names": ("unembed", NAMES[1])},
+    ),
+    (
+        r"mask \(1999,\) does not fit",
+        lambda x, y, ids: {"source": x, "target": y, "document_ids": ids, "mask": torch.ones(1999)},
+    ),
+    (
+        "the mask leaves none",
+        lambda x, y, ids: {"source": x, "target": y, "document_ids": ids, "mask": torch.zeros(2000)},
+    ),
+    ("source.*NaN", lambda x, y, ids: {"source": x / torch.tensor(0.0), "target": y, "document_ids": ids}),
+    ("target.*NaN", lambda x, y, ids: {"source": x, "target": y * float("nan"), "document_ids": ids}),
+    ("cannot determine a map of 12", lambda x, y, ids: {"source": x[:14], "target": y[:14], "document_ids": ids[:14]}),
+    ("target's activations do not vary", lambda x, y, ids: {"source": x, "target": y * 0 + 1, "document_ids": ids}),
+]
+
+
+@pytest.mark.parametrize(("message", "arguments"), ACTIVATIONS_REFUSED)
+def test_activations_that_cannot_be_fitted_are_refused(message: str, arguments: Callable[..., dict[str, Any]]) -> None:
+    _, _, x, y, documents = planted(noise=0.1)
+    with pytest.raises(LrtError, match=message):
+        fit_activations(**arguments(x, y, documents))
+
+
+def test_models_without_hook_names_are_refused(bridges: tuple[Any, Any]) -> None:
+    _, _, x, y, documents = planted(noise=0.1, d_source=16, d_target=24)
+    with pytest.raises(LrtError, match="say with hook_names where in the models"):
+        fit_activations(x, y, documents, models=bridges)
+    _, _, x, y, documents = planted(noise=0.1)
+    with pytest.raises(LrtError, match=r"small L1 to large L2 has shape \(24, 16\), not \(20, 12\)"):
+        fit_activations(x, y, documents, hook_names=NAMES, models=bridges)

@@ -1,0 +1,113 @@
+"""Contrast pairs from every format, and what is wrong with a bad one, and where."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lrt_tl.errors import LrtError
+from lrt_tl.steering.contrast import ContrastPair, data_hash, read_contrast_pairs
+
+PAIRS = [ContrastPair("good day", "bad day"), ContrastPair("Überraschung", "rien")]
+CAA = [
+    {"question": "Do you agree?\n (A) yes\n (B) no\n", "answer_matching_behavior": " (A)"},
+    {"question": "And now?", "answer_matching_behavior": "(B)"},
+]
+for row, other in zip(CAA, [" (B)", "(A)"], strict=True):
+    row["answer_not_matching_behavior"] = other
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        PAIRS,
+        [(pair.positive, pair.negative) for pair in PAIRS],
+        [[pair.positive, pair.negative] for pair in PAIRS],
+        [vars(pair) for pair in PAIRS],
+        [PAIRS[0], (PAIRS[1].positive, PAIRS[1].negative)],
+        tuple(PAIRS),
+    ],
+)
+def test_lists_of_any_kind_and_their_iterators(source: Any) -> None:
+    assert read_contrast_pairs(source) == PAIRS
+    assert read_contrast_pairs(iter(source)) == PAIRS
+
+
+@pytest.mark.parametrize("as_path", [str, Path])
+def test_files(tmp_path: Path, as_path: Any) -> None:
+    lines, whole = tmp_path / "pairs.jsonl", tmp_path / "pairs.json"
+    lines.write_text("\n".join(json.dumps(vars(pair)) for pair in PAIRS) + "\n\n", encoding="utf-8")
+    whole.write_text(json.dumps([vars(pair) for pair in PAIRS], ensure_ascii=False), encoding="utf-8")
+    assert read_contrast_pairs(as_path(lines)) == PAIRS
+    assert read_contrast_pairs(as_path(whole)) == PAIRS
+
+
+def test_the_files_of_contrastive_activation_addition(tmp_path: Path) -> None:
+    expected = [
+        ContrastPair("Do you agree?\n (A) yes\n (B) no (A)", "Do you agree?\n (A) yes\n (B) no (B)"),
+        ContrastPair("And now? (B)", "And now? (A)"),
+    ]
+    (tmp_path / "caa.json").write_text(json.dumps(CAA))
+    assert read_contrast_pairs(tmp_path / "caa.json") == expected
+    assert read_contrast_pairs(CAA) == expected
+
+
+GOOD = '{"positive": "a", "negative": "b"}'
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (f"{GOOD}\n\n{{oops\n", r"pairs\.jsonl, line 3: not valid JSON"),
+        (f'{GOOD}\n{{"positive": "a"}}\n', "line 2: the negative side is None"),
+        ('{"positive": " ", "negative": "b"}\n', "line 1: the positive side is ' '"),
+        ('{"positive": "a", "negative": 3}\n', "line 1: the negative side is 3"),
+        ('["a", "b", "c"]\n', "line 1: .* is not a contrast pair"),
+        ('"ab"\n', "line 1: 'ab' is not a contrast pair"),
+        ('{"question": "q", "answer_matching_behavior": "a"}\n', "line 1: needs answer_matching_behavior and"),
+        ("\n \n", "no contrast pairs"),
+    ],
+)
+def test_a_bad_line_is_named(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "pairs.jsonl").write_text(text)
+    with pytest.raises(LrtError, match=message):
+        read_contrast_pairs(tmp_path / "pairs.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("pairs.json", b"[{]", "pairs.json is not valid JSON"),
+        ("pairs.json", b'{"positive": "a", "negative": "b"}', "must hold a list of pairs, not a dict"),
+        ("pairs.json", b'[["a", "b"], []]', r"pairs\.json, entry 1: \[\] is not a contrast pair"),
+        ("pairs.json", b'["\xff"]', "pairs.json is not valid JSON"),
+        ("pairs.jsonl", b'["a", "b"]\n["\xff", "b"]\n', "pairs.jsonl, after line .*: not UTF-8"),
+        ("pairs.csv", b"a,b", "read from .jsonl and .json files"),
+    ],
+)
+def test_a_bad_file_is_named(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(LrtError, match=message):
+        read_contrast_pairs(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ([], "no contrast pairs"),
+        (3, "a file or a list of pairs, not int"),
+        (["ab"], "pair 0: 'ab' is not a contrast pair"),
+        ([("a", "b"), ("a", "")], "pair 1: the negative side is ''"),
+        ("nowhere.jsonl", "there is no file nowhere.jsonl"),
+    ],
+)
+def test_a_bad_source(source: Any, message: str) -> None:
+    with pytest.raises(LrtError, match=message):
+        read_contrast_pairs(source)
+
+
+def test_the_hash_of_the_data() -> None:
+    assert data_hash(PAIRS) == data_hash(list(PAIRS))
+    others = [PAIRS[::-1], PAIRS[:1], [ContrastPair("good", "day bad day"), PAIRS[1]]]
+    assert len({data_hash(pairs) for pairs in [PAIRS, *others]}) == 4

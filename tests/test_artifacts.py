@@ -1,0 +1,160 @@
+"""An artifact comes back as it was saved, or not at all."""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lrt_tl import artifacts
+from lrt_tl.artifacts import load_artifact, new_folder, save_artifact, write_json
+from lrt_tl.errors import ArtifactError
+
+CONFIG = {"number": 0.1 + 0.2, "list": [1, 2, 3], "nested": {"none": None, "text": "λ → Ω\n"}, "small": 5e-324}
+TENSORS = {"weight": torch.randn(3, 4).T, "empty": torch.zeros(0), "half": torch.ones(2, dtype=torch.bfloat16)}
+
+
+def save(folder: Path, **changes: Any) -> Path:
+    settings: dict[str, Any] = {"kind": "thing", "config": CONFIG, "tensors": TENSORS, "card": "# A thing"}
+    return save_artifact(folder, **{**settings, **changes})
+
+
+def test_what_was_saved_comes_back(tmp_path: Path) -> None:
+    folder = save(tmp_path / "new" / "thing")
+    config, tensors = load_artifact(folder, kind="thing")
+    assert {key: config[key] for key in CONFIG} == CONFIG
+    assert set(config) == {*CONFIG, "library", "format_version", "kind"}
+    assert tensors.keys() == TENSORS.keys()
+    for name, tensor in TENSORS.items():
+        assert tensors[name].dtype == tensor.dtype
+        assert torch.equal(tensors[name], tensor)
+    assert (folder / "README.md").read_text().endswith("# A thing\n")
+    assert sorted(path.name for path in folder.iterdir()) == ["README.md", "config.json", "tensors.safetensors"]
+    assert [path.name for path in folder.parent.iterdir()] == ["thing"]
+
+
+@pytest.mark.parametrize(
+    ("config", "read"),
+    [
+        ({"keys": {10: "a", 9: "b"}, "tuple": (1, 2)}, {"keys": {"10": "a", "9": "b"}, "tuple": [1, 2]}),
+        ({"name": "lone \udc80 surrogate"}, {"name": "lone ? surrogate"}),
+    ],
+)
+def test_what_json_changes_is_no_damage(tmp_path: Path, config: dict[str, Any], read: dict[str, Any]) -> None:
+    found, _ = load_artifact(save(tmp_path / "thing", config=config), kind="thing")
+    assert found.items() >= read.items()
+
+
+def _edited(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], object]:
+    def edit(folder: Path) -> None:
+        config = json.loads((folder / "config.json").read_text())
+        change(config)
+        (folder / "config.json").write_text(json.dumps(config))
+
+    return edit
+
+
+def _truncated(folder: Path) -> None:
+    path = folder / "tensors.safetensors"
+    path.write_bytes(path.read_bytes()[:-4])
+
+
+def _flipped(folder: Path) -> None:
+    path = folder / "tensors.safetensors"
+    whole = bytearray(path.read_bytes())
+    whole[-1] ^= 1
+    path.write_bytes(whole)
+
+
+DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
+    "truncated tensors": (_truncated, "cannot be read"),
+    "a changed bit": (_flipped, "edited or damaged"),
+    "a changed number": (_edited(lambda config: config.update(number=0.3)), "edited or damaged"),
+    "a number that is none": (_edited(lambda config: config.update(number=math.nan)), "edited or damaged"),
+    "an added key": (_edited(lambda config: config.update(extra=1)), "edited or damaged"),
+    "no checksum": (_edited(lambda config: config.pop("checksum")), "edited or damaged"),
+    "no configuration": (lambda folder: (folder / "config.json").unlink(), "holds no config.json"),
+    "no tensors": (lambda folder: (folder / "tensors.safetensors").unlink(), "holds no tensors.safetensors"),
+    "not JSON": (lambda folder: (folder / "config.json").write_text("{"), "cannot be read"),
+    "not text": (lambda folder: (folder / "config.json").write_bytes(b"\xff\xfe\xff"), "cannot be read"),
+    "a list": (lambda folder: (folder / "config.json").write_text("[]"), "was not written by lrt_tl"),
+    "another library": (_edited(lambda config: config.update(library="x")), "was not written by lrt_tl"),
+    "another format": (_edited(lambda config: config.update(format_version=2)), "has format version 2; .* reads 1"),
+    "another kind": (_edited(lambda config: config.update(kind="other")), "is of kind other, not thing"),
+    "a pickle": (lambda folder: (folder / "tensors.safetensors").write_bytes(b"\x80\x04."), "cannot be read"),
+}
+
+
+@pytest.mark.parametrize("name", list(DAMAGE))
+def test_damage_is_noticed(tmp_path: Path, name: str) -> None:
+    damage, message = DAMAGE[name]
+    folder = save(tmp_path / "thing")
+    damage(folder)
+    with pytest.raises(ArtifactError, match=message):
+        load_artifact(folder, kind="thing")
+
+
+def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match=r"holds no config\.json"):
+        load_artifact(tmp_path / "absent", kind="thing")
+
+
+def test_nothing_is_overwritten(tmp_path: Path) -> None:
+    folder = save(tmp_path / "thing")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(ArtifactError, match="exists already"):
+        save(folder, config={})
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    (tmp_path / "file").touch()
+    with pytest.raises(ArtifactError, match="exists already"):
+        save(tmp_path / "file")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "thing"]
+
+
+def test_a_folder_that_appears_meanwhile_is_not_overwritten(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="exists already"), new_folder(tmp_path / "thing") as scratch:  # noqa: PT012
+        (scratch / "mine").touch()
+        (tmp_path / "thing").mkdir()
+    assert list(tmp_path.rglob("*")) == [tmp_path / "thing"]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_an_interruption_leaves_nothing_behind(tmp_path: Path, error: type[BaseException]) -> None:
+    with pytest.raises(error), new_folder(tmp_path / "thing") as scratch:  # noqa: PT012
+        (scratch / "half").touch()
+        assert not (tmp_path / "thing").exists()
+        raise error
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_interruption_while_saving_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(artifacts, "write_text", interrupted)  # the card is written last
+    with pytest.raises(KeyboardInterrupt):
+        save(tmp_path / "thing")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_not_finite_is_not_saved(tmp_path: Path, value: float) -> None:
+    with pytest.raises(ArtifactError, match="thing's tensor 'bad' holds NaN or infinity"):
+        save(tmp_path / "thing", tensors={"good": torch.ones(1), "bad": torch.tensor([0, value])})
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        save(tmp_path / "thing", config={"bad": value})
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(tmp_path / "bad.json", {"bad": value})
+    assert not list(tmp_path.iterdir())
+
+
+def test_nothing_is_pickled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object, **__: object) -> None:
+        raise AssertionError("pickle was used")
+
+    for name in ("pickle.load", "pickle.loads", "pickle.dump", "pickle.dumps", "torch.load", "torch.save"):
+        monkeypatch.setattr(name, refused)
+    load_artifact(save(tmp_path / "thing"), kind="thing")

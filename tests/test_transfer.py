@@ -1,0 +1,180 @@
+"""The whole chain, in Python and from the command line, on small random models."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import lrt_tl as lrt
+from lrt_tl.cli import main
+from tests.checkpoints import PAIRS
+
+FEW = {"coefficients": (-0.5, 0.0, 0.5), "n_draws": 19}
+
+
+@pytest.fixture(scope="module")
+def run(bridges: tuple[Any, Any], files: dict[str, Path]) -> lrt.TransferRun:
+    tasks = [(files["contrast"], files["behavior"])]
+    return lrt.transfer(*bridges, files["documents"], tasks, layers=(1, 2), **FEW)  # type: ignore[arg-type]
+
+
+def test_the_chain_is_its_steps(run: lrt.TransferRun, bridges: tuple[Any, Any], files: dict[str, Path]) -> None:
+    source, target = bridges
+    affine_map = lrt.fit_affine_map(source, target, files["documents"], layers=(1, 2))
+    torch.testing.assert_close(run.affine_map.weight, affine_map.weight)
+    carried = affine_map.transport(lrt.mean_difference(source, files["contrast"], layer=1))
+    native = lrt.mean_difference(target, files["contrast"], layer=2)
+    found = run.behaviors[0]
+    torch.testing.assert_close(found.transferred.direction, carried.direction)
+    torch.testing.assert_close(found.native.direction, native.direction)
+    again = lrt.evaluate_transfer(target, carried, files["behavior"], native=native, **FEW)  # type: ignore[arg-type]
+    assert found.result.slope("transferred") == pytest.approx(again.slope("transferred"))
+
+
+def test_a_run_is_saved_whole(run: lrt.TransferRun, tmp_path: Path) -> None:
+    out = run.save(tmp_path / "run")
+    names = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
+    places = ["map", *(f"vectors/counting-up/{kind}" for kind in ("source", "transferred", "native"))]
+    parts = ("config.json", "tensors.safetensors", "README.md")
+    assert names == {"summary.json", "report.html", *(f"{place}/{part}" for place in places for part in parts)}
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["map"]["tokens"] == run.affine_map.report.tokens
+    assert {"test_r2", "cv_r2", "tokens", "tokens_per_dimension", "ridge"} <= set(summary["map"])
+    assert summary["vector"]["cosine_with_native"] == summary["behaviors"][0]["cosine_with_native"]
+    expected = {
+        "name",
+        "source_native_slope",
+        "native_slope",
+        "transferred_slope",
+        "random_slope",
+        "shuffled_map_slope",
+    }
+    assert expected | {"recovery", "coefficients", "curves"} <= set(summary["behaviors"][0])
+    torch.testing.assert_close(lrt.AffineMap.load(out / "map").weight, run.affine_map.weight)
+    loaded = lrt.SteeringVector.load(out / "vectors/counting-up/transferred")
+    assert torch.equal(loaded.direction, run.behaviors[0].transferred.direction)
+    with pytest.raises(lrt.ArtifactError, match="exists already"):
+        run.save(out)
+
+
+def test_an_interrupted_save_leaves_nothing(
+    run: lrt.TransferRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(self: lrt.TransferRun) -> str:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(lrt.TransferRun, "report", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run.save(tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_documents_with_a_contrast_text_are_left_out(bridges: tuple[Any, Any], texts: list[str]) -> None:
+    pair = ("word7 word8 word9 word10 word11", "word11 word10 word9 word8 word7")
+    behavior = lrt.Behavior("b", ("word20 word21",), lrt.AnswerTokens(("word1",), ("word2",)))
+    tainted = [*texts, f"word1 {pair[0].upper().lower()} word2", "word20  word21"]
+    run = lrt.transfer(*bridges, tainted, [([pair], behavior)], layers=(1, 2), **FEW)  # type: ignore[arg-type]
+    counts = run.affine_map.report.harvest
+    assert (counts["documents"], counts["documents_excluded"]) == (len(texts), 2)
+
+
+def test_bad_tasks_are_refused_before_the_models_run(bridges: tuple[Any, Any], files: dict[str, Path]) -> None:
+    unseen = lrt.Behavior("b", ("word1",), lrt.AnswerTokens(("word1 word2",), ("word3",)))
+    cases: list[tuple[list[Any], str]] = [
+        ([], "nothing to transfer"),
+        ([(PAIRS, unseen)], "is 2 tokens"),
+        ([(PAIRS, files["behavior"])] * 2, "different names"),
+    ]
+    for tasks, message in cases:
+        with pytest.raises(lrt.LrtError, match=message):
+            lrt.transfer(*bridges, ["not read"], tasks, layers=(1, 2))
+
+
+def command(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+    """Run `lrt-tl` in this process; its exit status."""
+    monkeypatch.setattr(sys, "argv", ["lrt-tl", *map(str, arguments)])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    return int(stopped.value.code or 0)
+
+
+def test_the_command_line_from_transfer_to_the_steps(
+    folders: tuple[Path, Path],
+    files: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    source, target = folders
+    data = ("--documents", files["documents"])
+    task = ("--contrast", files["contrast"], "--behavior", files["behavior"])
+    few = ("--coefficients=-0.5,0,0.5", "--draws", 19)
+    both = ("--source", source, "--target", target, "--layers", "1:2")
+    assert command(monkeypatch, "transfer", *both, *data, *task, *few, "--out", tmp_path / "run") == 0
+    shown = capsys.readouterr().out
+    assert "recovery" in shown
+    assert "report.html" in shown
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["arguments"]["command"].startswith("lrt-tl transfer --source")
+
+    exclude = ("--exclude", files["contrast"], "--exclude", files["behavior"])
+    assert command(monkeypatch, "fit", *both, *data, *exclude, "--out", tmp_path / "map") == 0
+    vectors = {"small": (source, 1), "large": (target, 2)}
+    for name, (model, layer) in vectors.items():
+        place = ("--model", model, "--contrast", files["contrast"], "--layer", layer)
+        assert command(monkeypatch, "extract", *place, "--out", tmp_path / name) == 0
+    carry = ("--map", tmp_path / "map", "--vector", tmp_path / "small")
+    assert command(monkeypatch, "transport", *carry, "--out", tmp_path / "carried") == 0
+    stepwise = lrt.SteeringVector.load(tmp_path / "carried")
+    whole = lrt.SteeringVector.load(tmp_path / "run/vectors/counting-up/transferred")
+    torch.testing.assert_close(stepwise.direction, whole.direction)
+
+    measured = ("--target", target, "--transferred", tmp_path / "carried", "--native", tmp_path / "large")
+    rest = ("--behavior", files["behavior"], "--map", tmp_path / "map", "--neutral", files["documents"], *few)
+    assert command(monkeypatch, "evaluate", *measured, *rest, "--json", tmp_path / "figures.json") == 0
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert figures["transferred_slope"] == pytest.approx(summary["behaviors"][0]["transferred_slope"], rel=1e-4)
+
+    capsys.readouterr()
+    prompt = ("--prompt", "word1 word2", "--prompt", "word3", "--coefficient", 2, "--max-new-tokens", 3)
+    steer = ("--model", target, "--vector", tmp_path / "carried", *prompt, "--scale", "residual")
+    assert command(monkeypatch, "steer", *steer) == 0
+    shown = capsys.readouterr().out
+    assert "plain" in shown
+    assert "steered" in shown
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"--out": "."}, "exists already"),
+        ({"--layers": "2"}, "give source and target layer"),
+        ({"--layers": "1:9"}, "layer 9 is out of range: large has layers 0 to 3"),
+        ({"--layers": "blocks.1.hook_nothing:2"}, "not a point of the residual stream"),
+        ({"--coefficients": "1,two"}, "not a list of numbers"),
+        ({"--source": "./nowhere"}, "is not a folder"),
+        ({"--documents": "documents.doc"}, "documents are read from"),
+        ({"--position": "middle"}, "use mean, last, or a number"),
+    ],
+)
+def test_what_the_command_line_refuses(
+    folders: tuple[Path, Path],
+    files: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    change: dict[str, str],
+    message: str,
+) -> None:
+    options = {"--source": folders[0], "--target": folders[1], "--documents": files["documents"], "--layers": "1:2"}
+    options |= {"--contrast": files["contrast"], "--behavior": files["behavior"], "--out": tmp_path / "run"}
+    options |= change  # type: ignore[arg-type]
+    arguments = [part for option in options.items() for part in option]
+    assert command(monkeypatch, "transfer", *arguments) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: ")
+    assert message in error
+    assert list(tmp_path.iterdir()) == []
