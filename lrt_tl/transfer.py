@@ -19,6 +19,7 @@ from lrt_tl.evaluation.effects import COEFFICIENTS, check_coefficients
 from lrt_tl.evaluation.evaluate import TransferResult, evaluate_transfer
 from lrt_tl.evaluation.report import BehaviorSection, render_report
 from lrt_tl.evaluation.samples import sample_texts
+from lrt_tl.models.hook_names import check_writable, resolve_hook_name
 from lrt_tl.models.protocol import HookedModel
 from lrt_tl.steering.contrast import ContrastPair, read_contrast_pairs
 from lrt_tl.steering.extraction import TextPosition, mean_difference
@@ -30,7 +31,7 @@ SUMMARY_VERSION = 1
 _NEUTRAL_TEXTS, _SAMPLE_PROMPTS = 8, 3
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class BehaviorTransfer:
     """One behavior's vectors, in the source, carried over, and found in the target itself, and what they do."""
 
@@ -42,7 +43,7 @@ class BehaviorTransfer:
     sample_coefficient: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TransferRun:
     """Everything that one `transfer` found."""
 
@@ -140,6 +141,8 @@ def transfer(
     check_coefficients(coefficients)
     read = [(read_contrast_pairs(contrast), read_behavior(behavior)) for contrast, behavior in tasks]
     _check_behaviors([behavior for _, behavior in read], source, target)
+    for model, layer, name in zip((source, target), layers or (None, None), hook_names or (None, None), strict=True):
+        check_writable(model, resolve_hook_name(model, layer=layer, hook_name=name))
     documents = read_documents(documents)
     texts = _texts(read)
     affine_map = fit_affine_map(

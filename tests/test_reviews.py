@@ -10,12 +10,15 @@ import pytest
 import torch
 
 from lrt_tl.alignment.affine_map import AffineMap
-from lrt_tl.alignment.fit import fit_affine_map
+from lrt_tl.alignment.fit import fit_affine_map, solve
+from lrt_tl.alignment.harvest import Harvest, HarvestCounts
+from lrt_tl.alignment.moments import Moments
 from lrt_tl.evaluation.evaluate import TransferResult, evaluate_transfer
+from lrt_tl.models.identity import site_of
 from lrt_tl.models.loading import load_model
 from lrt_tl.steering.extraction import mean_difference
 from lrt_tl.steering.vector import SteeringVector
-from lrt_tl.text.documents import read_documents
+from lrt_tl.text.documents import N_SPLITS, read_documents
 from tests.checkpoints import REVIEWS, hooked_only, needs_reviews
 
 pytestmark = needs_reviews
@@ -38,6 +41,7 @@ EXPECTED = {
     ("sentiment", "large", "small"): Expected(0.717, 0.956, 0.917, 0.0698, 0.0537, 0.0436, 0.80),
 }
 LAYERS = {"small": 2, "large": 3}
+BEHAVIORS = ("sentiment", "subjectivity")
 
 
 @pytest.fixture(scope="module")
@@ -52,22 +56,39 @@ def texts() -> list[str]:
 
 @pytest.fixture(scope="module")
 def maps(models: dict[str, Any], texts: list[str]) -> dict[tuple[str, str], AffineMap]:
-    ends = (("small", "large"), ("large", "small"))
+    """Both directions, from one pass over the text."""
+    small, large = (site_of(models[name], layer=layer) for name, layer in LAYERS.items())
+    hooks = (small.hook_name,), (large.hook_name,)
+    harvest = Harvest(models["small"], models["large"], *hooks, read_documents(texts), context_length=128)
+    calibration, counts = harvest.calibrate(), HarvestCounts()
+    means = list(calibration.means.values())
+    there = Moments.empty(N_SPLITS, source_shift=means[0], target_shift=means[1])
+    back = Moments.empty(N_SPLITS, source_shift=means[1], target_shift=means[0])
+    for found in harvest.run(calibration, counts):
+        x, y = found.source[small.hook_name], found.target[large.hook_name]
+        there.update(x, y, found.splits)
+        back.update(y, x, found.splits)
     return {
-        (source, target): fit_affine_map(
-            models[source], models[target], texts, layers=(LAYERS[source], LAYERS[target]), context_length=128
-        )
-        for source, target in ends
+        ("small", "large"): solve(there, small, large, counts),
+        ("large", "small"): solve(back, large, small, counts),
     }
+
+
+@pytest.fixture(scope="module")
+def vectors(models: dict[str, Any]) -> dict[tuple[str, str], SteeringVector]:
+    return {(name, behavior): _vector(models[name], name, behavior) for name in LAYERS for behavior in BEHAVIORS}
 
 
 @pytest.fixture(scope="module", params=list(EXPECTED), ids="-".join)
 def measured(
-    request: pytest.FixtureRequest, models: dict[str, Any], maps: dict[tuple[str, str], AffineMap]
+    request: pytest.FixtureRequest,
+    models: dict[str, Any],
+    maps: dict[tuple[str, str], AffineMap],
+    vectors: dict[tuple[str, str], SteeringVector],
 ) -> tuple[Expected, AffineMap, TransferResult]:
     behavior, source, target = request.param
     affine_map = maps[source, target]
-    own, native = (_vector(models[name], name, behavior) for name in (source, target))
+    own, native = vectors[source, behavior], vectors[target, behavior]
     result = evaluate_transfer(
         models[target],
         affine_map.transport(own),
@@ -103,14 +124,19 @@ def test_the_nulls_do_nothing_on_average(measured: tuple[Expected, AffineMap, Tr
 
 
 @hooked_only
-def test_both_classes_agree(models: dict[str, Any], texts: list[str]) -> None:
+def test_both_classes_agree(
+    models: dict[str, Any], vectors: dict[tuple[str, str], SteeringVector], texts: list[str]
+) -> None:
     hooked = {name: load_model(REVIEWS / name, model_class="hooked") for name in LAYERS}
     results = []
     for pair in (models, hooked):
         affine_map = fit_affine_map(
             pair["small"], pair["large"], texts[:80], layers=(2, 3), context_length=128, relative_ridges=(1e-3,)
         )
-        own, native = (_vector(pair[name], name, "sentiment") for name in LAYERS)
+        if pair is models:
+            own, native = (vectors[name, "sentiment"] for name in LAYERS)
+        else:
+            own, native = (_vector(pair[name], name, "sentiment") for name in LAYERS)
         carried = affine_map.transport(own)
         measured = evaluate_transfer(
             pair["large"], carried, REVIEWS / "behavior-sentiment.json", native=native, n_draws=19

@@ -55,7 +55,7 @@ class FitReport:
         return cls(**{**value, **tuples})
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class AffineMap:
     """h_target ≈ weight · h_source + bias, between two sites."""
 

@@ -13,7 +13,7 @@ from lrt_tl.alignment.harvest import SINK_RATIO, Harvest, HarvestCounts
 from lrt_tl.alignment.moments import Moments
 from lrt_tl.alignment.solvers import cross_validate, penalty_grid, r_squared, ridge
 from lrt_tl.errors import LrtError
-from lrt_tl.models.hook_names import layer_of
+from lrt_tl.models.hook_names import spelled_as_stored
 from lrt_tl.models.identity import Site, site_of
 from lrt_tl.models.protocol import HookedModel
 from lrt_tl.text.batches import Layout
@@ -194,9 +194,8 @@ def _sites(
     hook_names: tuple[str, str], widths: tuple[int, int], models: tuple[HookedModel, HookedModel] | None
 ) -> list[Site]:
     if models is None:
-        for name in filter(None, hook_names):
-            layer_of(name)  # refuses what is no point of the residual stream
-        return [Site(name, width) for name, width in zip(hook_names, widths, strict=True)]
+        names = [name and spelled_as_stored(name) for name in hook_names]
+        return [Site(name, width) for name, width in zip(names, widths, strict=True)]
     if not all(hook_names):
         raise LrtError("say with hook_names where in the models the activations were taken")
     return [site_of(model, hook_name=name) for model, name in zip(models, hook_names, strict=True)]

@@ -1,16 +1,15 @@
 """Dose–response: a behavior's score against the coefficient of a vector, and the slope of that curve."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
-from einops import rearrange, repeat
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from lrt_tl.errors import LrtError
 from lrt_tl.evaluation.behavior import Behavior, check_scores
-from lrt_tl.models.attach import attached
+from lrt_tl.evaluation.steered import deltas_at_once, steered_logits
 from lrt_tl.models.protocol import HookedModel
 from lrt_tl.text.batches import pad, tokenize
 
@@ -27,7 +26,6 @@ def check_coefficients(coefficients: Sequence[float]) -> None:
         raise LrtError(f"coefficients {list(coefficients)} must be at least three, all different and symmetric about 0")
 
 
-@torch.no_grad()
 def dose_response(
     model: HookedModel,
     hook_name: str,
@@ -53,16 +51,14 @@ def dose_response(
         raise LrtError(f"a prompt of {behavior.name!r} is longer than {model.cfg.model_name} reads ({model.cfg.n_ctx})")
     tokens, mask, _ = pad(model.tokenizer, rows)
     doses = [(arm, place) for place, value in enumerate(coefficients) for arm in range(len(directions) if value else 1)]
+    deltas = torch.stack([coefficients[place] * directions[arm] for arm, place in doses])
+    last = mask.sum(1) - 1
     scores = torch.empty(len(directions), len(coefficients), len(rows), dtype=torch.float64)
-    at_once = max(1, batch_size // len(rows))
-    batches = range(0, len(doses), at_once)
-    for start in tqdm(batches, desc=behavior.name, unit=" batches", leave=False):
-        chosen = doses[start : start + at_once]
-        deltas = torch.stack([coefficients[place] * directions[arm] for arm, place in chosen])
-        logits = _last_logits(model, hook_name, tokens, mask, deltas)
-        for (arm, place), dose in zip(chosen, logits, strict=True):
-            found = check_scores(scorer(dose), len(rows), behavior)
-            scores[arm if coefficients[place] else slice(None), place] = found
+    at_once = deltas_at_once(model, tokens, batch_size)
+    logits = steered_logits(model, hook_name, tokens, mask, deltas, at_once=at_once)
+    after = (dose[torch.arange(len(rows)), last].float() for some in logits for dose in some)
+    for (arm, place), found in zip(tqdm(doses, desc=behavior.name, unit=" doses", leave=False), after, strict=True):
+        scores[arm if coefficients[place] else slice(None), place] = check_scores(scorer(found), len(rows), behavior)
     return scores
 
 
@@ -73,26 +69,3 @@ def slopes(
     x = torch.tensor(coefficients, dtype=torch.float64)
     x = x - x.mean()
     return torch.einsum("c,...cp->...p", x / x.square().sum(), scores.double())
-
-
-def _last_logits(
-    model: HookedModel,
-    hook_name: str,
-    tokens: Int[Tensor, "prompt position"],
-    mask: Bool[Tensor, "prompt position"],
-    deltas: Float[Tensor, "dose d_model"],
-) -> Iterator[Float[Tensor, "prompt d_vocab"]]:
-    """For each delta, the logits after each prompt's last token with the delta added at all of its positions."""
-    device, n_doses = model.cfg.device, len(deltas)
-    rows = repeat(tokens, "prompt position -> (dose prompt) position", dose=n_doses).to(device)
-    text = repeat(mask, "prompt position -> (dose prompt) position", dose=n_doses).to(device)
-    per_row = repeat(deltas, "dose d_model -> (dose prompt) 1 d_model", prompt=len(tokens)).to(device)
-
-    def add(activation: Tensor, hook: object) -> Tensor:
-        return activation + (text[..., None] * per_row).to(activation)
-
-    with attached(model, [(hook_name, add)]):
-        logits = model(rows, attention_mask=text.long())
-    last = text.sum(1) - 1
-    picked = logits[torch.arange(len(last), device=logits.device), last.to(logits.device)].float()
-    return iter(rearrange(picked, "(dose prompt) d_vocab -> dose prompt d_vocab", dose=n_doses))

@@ -19,8 +19,10 @@ from lrt_tl.evaluation.recovery import Recovery, rank, recovery
 from lrt_tl.models.protocol import HookedModel
 from lrt_tl.steering.vector import SteeringVector
 
+_ARMS = ("native", "transferred", "source_native", "random", "shuffled_map")
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, eq=False)
 class TransferResult:
     """The effect of a transferred vector on one behavior of the target, beside the native vector's and the nulls'.
 
@@ -247,8 +249,8 @@ def _split_like(arms: Mapping[str, Tensor], together: Tensor) -> dict[str, Tenso
 
 def _named(controls: Mapping[str, Tensor], d_model: int) -> dict[str, Tensor]:
     for name, directions in controls.items():
-        if name in ("native", "transferred", "random", "source_native"):
-            raise LrtError(f"a control cannot be named {name!r}")
+        if name in _ARMS:
+            raise LrtError(f"a control cannot be named {name!r}: that is another arm of the measurement")
         if directions.ndim != 2 or directions.shape[1] != d_model or not directions.norm(dim=1).all():
             raise LrtError(f"control {name!r} must be directions [draw, {d_model}], none of them zero")
     return {name: directions.float().cpu() for name, directions in controls.items()}

@@ -8,7 +8,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from lrt_tl.errors import LrtError
-from lrt_tl.models.attach import attached
+from lrt_tl.evaluation.steered import deltas_at_once, steered_logits
 from lrt_tl.models.protocol import HookedModel
 from lrt_tl.text.batches import pad, tokenize
 
@@ -18,8 +18,8 @@ _STEPS, _TOLERANCE, _ROWS = 6, 0.02, 128
 
 def neutral_batch(
     model: HookedModel, texts: Sequence[str], *, prepend_bos: bool = True
-) -> tuple[Int[Tensor, "text position"], Bool[Tensor, "text position"]]:
-    """The first tokens of each text, and where they are (special tokens and padding are False).
+) -> tuple[Int[Tensor, "text position"], Bool[Tensor, "text position"], Bool[Tensor, "text position"]]:
+    """The first tokens of each text, their mask, and which of them are text and not special.
 
     Raises:
         LrtError: there is no text, or none in it.
@@ -27,10 +27,10 @@ def neutral_batch(
     if not texts:
         raise LrtError("matching KL needs neutral text")
     rows = [row[:TOKENS_PER_TEXT] for row in tokenize(model.tokenizer, texts, prepend_bos=prepend_bos)]
-    tokens, _, content = pad(model.tokenizer, rows)
+    tokens, mask, content = pad(model.tokenizer, rows)
     if not content.any():
         raise LrtError("the neutral text holds special tokens only")
-    return tokens, content
+    return tokens, mask, content
 
 
 @torch.no_grad()
@@ -39,24 +39,20 @@ def kl_of_steering(
     hook_name: str,
     deltas: Float[Tensor, "delta d_model"],
     tokens: Int[Tensor, "text position"],
+    mask: Bool[Tensor, "text position"],
     content: Bool[Tensor, "text position"],
 ) -> Float[Tensor, "delta"]:
-    """Mean KL(plain ‖ steered) of the next-token distributions, nats a position, for each delta added everywhere."""
-    device = model.cfg.device
-    tokens, content = tokens.to(device), content.to(device)
-    plain = model(tokens)[content].float().log_softmax(-1)
-    probabilities = plain.exp()
-    entropy = -(probabilities * plain).sum(-1)
+    """Mean KL(plain ‖ steered) of the next-token distributions at `content`, nats a position, for each delta."""
+    content = content.to(model.cfg.device)
+    nothing = torch.zeros(1, deltas.shape[1])
+    (plain,) = steered_logits(model, hook_name, tokens, mask, nothing, at_once=1)
+    log_probabilities = plain[0, content].float().log_softmax(-1)
+    probabilities = log_probabilities.exp()
+    entropy = -(probabilities * log_probabilities).sum(-1)
     found = []
-    for some in torch.split(deltas, max(1, _ROWS // len(tokens))):
-        per_row = some.repeat_interleave(len(tokens), dim=0).to(device)
-
-        def add(activation: Tensor, hook: object, per_row: Tensor = per_row) -> Tensor:
-            return activation + per_row[:, None, :].to(activation)
-
-        with attached(model, [(hook_name, add)]):
-            logits = model(tokens.repeat(len(some), 1))
-        steered = logits.reshape(len(some), *tokens.shape, -1)[:, content].float()
+    at_once = deltas_at_once(model, tokens, _ROWS)
+    for logits in steered_logits(model, hook_name, tokens, mask, deltas, at_once=at_once):
+        steered = logits[:, content].float()
         cross_entropy = steered.logsumexp(-1) - torch.einsum("pv,dpv->dp", probabilities, steered)
         found.append((cross_entropy - entropy).mean(1).double().cpu())
     return torch.cat(found)
@@ -78,11 +74,11 @@ def scales_of_equal_kl(
     Raises:
         LrtError: a factor was not found: the direction changes nothing, or its KL does not reach the first's.
     """
-    tokens, content = neutral_batch(model, texts, prepend_bos=prepend_bos)
+    tokens, mask, content = neutral_batch(model, texts, prepend_bos=prepend_bos)
 
     def log_kl(scales: Tensor) -> Tensor:
         deltas = (scales[:, None] * coefficient * directions).float()
-        both = kl_of_steering(model, hook_name, torch.cat([deltas, -deltas]), tokens, content)
+        both = kl_of_steering(model, hook_name, torch.cat([deltas, -deltas]), tokens, mask, content)
         return both.reshape(2, -1).mean(0).clamp(min=1e-30).log()
 
     scales = torch.ones(len(directions), dtype=torch.float64)

@@ -33,15 +33,26 @@ def resolve_hook_name(model: HookedModel, *, layer: int | None = None, hook_name
             raise LrtError(f"layer {layer} is out of range: {model.cfg.model_name} has layers 0 to {n_layers - 1}")
         return f"blocks.{layer}.hook_resid_post"
     assert hook_name is not None
-    match = _RESIDUAL.fullmatch(hook_name)
-    if match is None or int(match[1]) >= n_layers:
-        raise LrtError(
-            f"{hook_name!r} is not a point of the residual stream of {model.cfg.model_name}, which has "
-            f"blocks.L.hook_resid_pre and blocks.L.hook_resid_post for L from 0 to {n_layers - 1}"
-        )
-    name = f"blocks.{match[1]}.hook_{_SPELLINGS.get(match[2], match[2])}"
+    name = spelled_as_stored(hook_name)
+    if layer_of(name) >= n_layers:
+        raise LrtError(f"{hook_name!r} is out of range: {model.cfg.model_name} has layers 0 to {n_layers - 1}")
     hook_point(model, name)
     return name
+
+
+def spelled_as_stored(hook_name: str) -> str:
+    """The spelling that artifacts carry: a Bridge's `hook_in` and `hook_out` become `hook_resid_pre` and `_post`.
+
+    Raises:
+        LrtError: it is not a point of the residual stream.
+    """
+    match = _RESIDUAL.fullmatch(hook_name)
+    if match is None:
+        raise LrtError(
+            f"{hook_name!r} is not a point of the residual stream: these are blocks.L.hook_resid_pre and "
+            "blocks.L.hook_resid_post, and blocks.L.hook_resid_mid where the model has it"
+        )
+    return f"blocks.{match[1]}.hook_{_SPELLINGS.get(match[2], match[2])}"
 
 
 def hook_point(model: HookedModel, hook_name: str) -> HookPoint:
@@ -71,7 +82,4 @@ def check_writable(model: HookedModel, hook_name: str) -> None:
 
 def layer_of(hook_name: str) -> int:
     """The block that a resolved hook name belongs to."""
-    match = _RESIDUAL.fullmatch(hook_name)
-    if match is None:
-        raise LrtError(f"{hook_name!r} is not a point of the residual stream")
-    return int(match[1])
+    return int(spelled_as_stored(hook_name).split(".")[1])

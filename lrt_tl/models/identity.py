@@ -42,16 +42,17 @@ class ModelIdentity:
     dtype: str
     basis: Basis
     """`"centered"` if everything that writes to the residual stream has mean zero over `d_model`."""
-    weights: tuple[float, ...]
-    """Fingerprint: a number for the embedding and one for each block, from what they write to the residual stream.
-    The same for both classes, folded or not, centered or not; another for other weights."""
+    weights: dict[str, float]
+    """Fingerprint: a number for the embedding, and for each block's attention and MLP, from what they write to the
+    residual stream. The same for both classes, folded or not, centered or not; another for other weights. (What they
+    *read* with changes when LayerNorm is folded, so that a change there alone goes unnoticed.)"""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "ModelIdentity":
-        return cls(**{**value, "weights": tuple(value["weights"])})
+        return cls(**value)
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ def site_of(model: HookedModel, *, layer: int | None = None, hook_name: str | No
 
 def identify(model: HookedModel) -> ModelIdentity:
     """Read a model's identity off its configuration, tokenizer and weights (some milliseconds for a small model)."""
-    weights = list(_writing_weights(model))
+    weights = dict(_writing_weights(model))
     return ModelIdentity(
         name=str(model.cfg.model_name).rstrip("/").split("/")[-1],
         revision=getattr(model.cfg, "revision", None),
@@ -100,8 +101,8 @@ def identify(model: HookedModel) -> ModelIdentity:
         d_model=model.cfg.d_model,
         tokenizer=tokenizer_fingerprint(model.tokenizer),
         dtype=str(model.cfg.dtype).removeprefix("torch."),
-        basis="centered" if all(_is_centered(weight) for weight in weights) else "raw",
-        weights=tuple(round(_fingerprint(weight), 6) for weight in weights),
+        basis="centered" if all(map(_is_centered, weights.values())) else "raw",
+        weights={name: round(_fingerprint(weight), 6) for name, weight in weights.items()},
     )
 
 
@@ -182,13 +183,15 @@ def tokenizer_fingerprint(tokenizer: Any) -> str:
     return _tokenizers[tokenizer]
 
 
-def _writing_weights(model: HookedModel) -> Iterator[Float[Tensor, "row d_model"]]:
-    """A sample of the rows of what writes to the residual stream: the embedding, and each block's MLP, or its attention
-    where the MLP is not one matrix (mixtures of experts)."""
-    yield _sample(model.W_E)  # type: ignore[attr-defined]
-    for block in model.blocks:  # type: ignore[attr-defined]
-        weight = getattr(getattr(block, "mlp", None), "W_out", None)
-        yield _sample(block.attn.W_O if weight is None else weight)
+def _writing_weights(model: HookedModel) -> Iterator[tuple[str, Float[Tensor, "row d_model"]]]:
+    """A sample of the rows of what writes to the residual stream: the embedding, and each block's attention and MLP
+    (but not the MLP of a mixture of experts, which is not one matrix)."""
+    yield "embed", _sample(model.W_E)  # type: ignore[attr-defined]
+    for layer, block in enumerate(model.blocks):  # type: ignore[attr-defined]
+        writers = {"attn": getattr(block.attn, "W_O", None), "mlp": getattr(getattr(block, "mlp", None), "W_out", None)}
+        for name, weight in writers.items():
+            if weight is not None:
+                yield f"blocks.{layer}.{name}", _sample(weight)
 
 
 def _sample(weight: Tensor) -> Float[Tensor, "row d_model"]:
@@ -214,12 +217,12 @@ def _fingerprint(weight: Float[Tensor, "row d_model"]) -> float:
 
 
 def _weight_differences(expected: ModelIdentity, actual: ModelIdentity) -> list[str]:
-    if len(expected.weights) != len(actual.weights):
-        return []  # n_layers differs, and is named already
+    if expected.n_layers != actual.n_layers:
+        return []  # named already
+    if expected.weights.keys() != actual.weights.keys():
+        return ["the weights are others"]
     tolerance = max(_ROUNDING.get(dtype, 1e-4) for dtype in (expected.dtype, actual.dtype))
-    parts = ["the embedding", *(f"block {layer}" for layer in range(len(expected.weights) - 1))]
-    pairs = zip(parts, expected.weights, actual.weights, strict=True)
-    different = [part for part, ours, theirs in pairs if abs(ours - theirs) > tolerance]
+    different = [name for name, ours in expected.weights.items() if abs(ours - actual.weights[name]) > tolerance]
     return [f"the weights of {', '.join(different)} are others"] if different else []
 
 

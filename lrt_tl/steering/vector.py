@@ -23,7 +23,7 @@ Scale = Literal["vector", "residual"]
 """The unit of a coefficient: the vector itself, or the median norm of the residual stream at its site."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class SteeringVector:
     """A direction at a site of a model.
 

@@ -28,7 +28,12 @@ REPORT = FitReport(
 
 
 def identity(name: str, d_model: int, **changes: Any) -> ModelIdentity:
-    settings = {"tokenizer": "abc", "dtype": "float32", "basis": "raw", "weights": (0.1, 0.2, 0.3)}
+    settings = {
+        "tokenizer": "abc",
+        "dtype": "float32",
+        "basis": "raw",
+        "weights": {"embed": 0.1, "blocks.0.mlp": 0.2, "blocks.1.mlp": 0.3},
+    }
     return ModelIdentity(**{"name": name, "revision": None, "n_layers": 2, "d_model": d_model, **settings, **changes})
 
 
@@ -93,8 +98,10 @@ def test_a_vector_from_elsewhere_is_refused() -> None:
         affine_map().transport(other)
     with pytest.raises(MismatchError, match="lives at small L0"):
         affine_map().transport(vector(hook_name="blocks.0.hook_resid_post"))
-    with pytest.raises(MismatchError, match="belongs to small; this model, tiny, differs: the weights of block 0"):
-        affine_map().transport(vector(model=identity("tiny", 3, weights=(0.1, 0.25, 0.3))))
+    with pytest.raises(MismatchError, match="belongs to small; this model, tiny, differs: the weights of blocks"):
+        affine_map().transport(
+            vector(model=identity("tiny", 3, weights={"embed": 0.1, "blocks.0.mlp": 0.25, "blocks.1.mlp": 0.3}))
+        )
     with pytest.raises(MismatchError, match=r"basis is centered, not raw.*without processing"):
         affine_map().transport(vector(model=identity("small", 3, basis="centered")))
 

@@ -34,9 +34,9 @@ def kl(model: Any, delta: Tensor) -> float:
 
 
 def test_kl_is_pytorchs(pair: tuple[Any, Any]) -> None:
-    tokens, content = neutral_batch(pair[1], TEXTS)
+    tokens, mask, content = neutral_batch(pair[1], TEXTS)
     some = torch.cat([deltas(40), deltas(1, 0.05), torch.zeros(1, 24)])  # more than one batch of rows
-    found = kl_of_steering(pair[1], HOOK, some, tokens, content)
+    found = kl_of_steering(pair[1], HOOK, some, tokens, mask, content)
     for index in (0, 31, 32, 39, 40):
         assert float(found[index]) == pytest.approx(kl(pair[1], some[index]), rel=1e-3, abs=1e-6)
     assert float(found[-1]) == pytest.approx(0, abs=1e-6)
@@ -44,10 +44,11 @@ def test_kl_is_pytorchs(pair: tuple[Any, Any]) -> None:
 
 
 def test_the_first_tokens_of_each_text(bridges: tuple[Any, Any]) -> None:
-    tokens, content = neutral_batch(bridges[0], TEXTS)
-    assert tokens.shape == content.shape == (4, TOKENS_PER_TEXT)
+    tokens, mask, content = neutral_batch(bridges[0], TEXTS)
+    assert tokens.shape == mask.shape == content.shape == (4, TOKENS_PER_TEXT)
     assert content.sum(1).tolist() == [2, 4, 1, TOKENS_PER_TEXT - 1]
-    assert neutral_batch(bridges[0], TEXTS, prepend_bos=False)[1].sum(1).tolist() == [2, 4, 1, TOKENS_PER_TEXT]
+    assert mask.sum(1).tolist() == [3, 6, 2, TOKENS_PER_TEXT]  # with <s>, and a special token in the second
+    assert neutral_batch(bridges[0], TEXTS, prepend_bos=False)[2].sum(1).tolist() == [2, 4, 1, TOKENS_PER_TEXT]
 
 
 @pytest.mark.parametrize("coefficient", [0.5, 4.0])

@@ -56,10 +56,14 @@ def test_a_layer_that_is_out_of_range(pair: Any, layer: int) -> None:
         resolve_hook_name(pair[0], layer=layer)
 
 
+def test_a_hook_name_that_is_out_of_range(pair: Any) -> None:
+    with pytest.raises(LrtError, match=r"'blocks\.3\.hook_out' is out of range: small has layers 0 to 2"):
+        resolve_hook_name(pair[0], hook_name="blocks.3.hook_out")
+
+
 @pytest.mark.parametrize(
     "name",
     [
-        "blocks.3.hook_resid_post",
         "blocks.-1.hook_out",
         "blocks.1.hook_mlp_out",
         "blocks.1.hook_resid",
@@ -69,7 +73,7 @@ def test_a_layer_that_is_out_of_range(pair: Any, layer: int) -> None:
     ],
 )
 def test_a_name_that_is_no_point_of_the_residual_stream(pair: Any, name: str) -> None:
-    with pytest.raises(LrtError, match="not a point of the residual stream of small"):
+    with pytest.raises(LrtError, match="not a point of the residual stream"):
         resolve_hook_name(pair[0], hook_name=name)
 
 

@@ -29,7 +29,7 @@ CALL = Call(MASK, INDEX, GENERATED)
         (range(1, 3), lambda index, generated: index in (1, 2)),
         (99, lambda index, generated: False),
     ],
-    ids=str,
+    ids=lambda value: "" if callable(value) else str(value),
 )
 def test_each_selector(positions: Any, wanted: Any) -> None:
     check_positions(positions)
