@@ -8,6 +8,7 @@ from .errors import MismatchError as MismatchError
 from .evaluation.behavior import AnswerTokens as AnswerTokens
 from .evaluation.behavior import Behavior as Behavior
 from .evaluation.behavior import read_behavior as read_behavior
+from .evaluation.behavior import texts_of as texts_of
 from .evaluation.evaluate import TransferResult as TransferResult
 from .evaluation.evaluate import evaluate_transfer as evaluate_transfer
 from .evaluation.figures import effect_figure as effect_figure

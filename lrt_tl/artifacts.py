@@ -26,14 +26,17 @@ _CONFIG, _TENSORS, _CARD = "config.json", "tensors.safetensors", "README.md"
 
 
 def refuse_existing(folder: str | Path) -> Path:
-    """Return `folder` as a path.
+    """Return `folder` as a path, if something can be written there.
 
     Raises:
-        ArtifactError: something is there already. Nothing of the user's is ever overwritten.
+        ArtifactError: something is there already (nothing of the user's is ever overwritten), or nothing can be.
     """
     folder = Path(folder)
     if folder.exists():
-        raise ArtifactError(f"{folder} exists already: remove it, or choose another output folder")
+        raise ArtifactError(f"{folder} exists already: remove it, or choose another place")
+    nearest = next(parent for parent in folder.absolute().parents if parent.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        raise ArtifactError(f"{folder} cannot be made: {nearest} is not a folder that can be written to")
     return folder
 
 
@@ -63,12 +66,16 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write readable JSON.
+    """Write readable JSON, whole or not at all.
 
     Raises:
         ValueError: a number in it is NaN or infinite.
     """
-    path.write_bytes(_json(value))
+    content = _json(value)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f".{path.name}.partial")
+    scratch.write_bytes(content)
+    scratch.replace(path)
 
 
 def save_artifact(

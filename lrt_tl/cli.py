@@ -77,11 +77,11 @@ def transfer(
     if len(contrast) != len(behavior):
         raise LrtError(f"{len(contrast)} --contrast and {len(behavior)} --behavior: give one of each for every vector")
     grid, ends = _numbers(coefficients), _ends(layers)
+    from lrt_tl.artifacts import refuse_existing
     from lrt_tl.evaluation.report import headline
-    from lrt_tl.transfer import check_out
     from lrt_tl.transfer import transfer as run_transfer
 
-    check_out(out)
+    refuse_existing(out)
     models = [_load(name, model_class, processed, device, dtype) for name in (source, target)]
     run = run_transfer(
         models[0],
@@ -130,10 +130,11 @@ def fit(
     """Fit the affine map between two models' residual streams, and save it."""
     ends = _ends(layers)
     from lrt_tl.alignment.fit import fit_affine_map
-    from lrt_tl.transfer import check_out, texts_of_file
+    from lrt_tl.artifacts import refuse_existing
+    from lrt_tl.evaluation.behavior import texts_of
 
-    check_out(out)
-    texts = [text for path in exclude or [] for text in texts_of_file(path)]
+    refuse_existing(out)
+    texts = texts_of(*(exclude or []))
     models = [_load(name, model_class, processed, device, dtype) for name in (source, target)]
     affine_map = fit_affine_map(
         models[0],
@@ -164,10 +165,10 @@ def extract(
     prepend_bos: PrependBos = True,
 ) -> None:
     """Find a steering vector: the mean difference over contrast pairs."""
+    from lrt_tl.artifacts import refuse_existing
     from lrt_tl.steering.extraction import mean_difference
-    from lrt_tl.transfer import check_out
 
-    check_out(out)
+    refuse_existing(out)
     place: dict[str, Any] = {"layer": int(layer)} if layer.isdigit() else {"hook_name": layer}
     loaded = _load(model, model_class, processed, device, dtype)
     vector = mean_difference(loaded, contrast, position=_position(position), prepend_bos=prepend_bos, **place)
@@ -212,10 +213,9 @@ def steer(
     from lrt_tl.evaluation.samples import sample_texts
     from lrt_tl.steering.vector import SteeringVector
 
-    loaded, steering = _load(model, model_class, processed, device, dtype), SteeringVector.load(vector)
-    strength = coefficient
-    if scale == "residual":
-        strength = float(steering.delta(coefficient, scale="residual").norm()) / steering.norm
+    steering = SteeringVector.load(vector)
+    strength = steering.strength(coefficient, scale=scale)
+    loaded = _load(model, model_class, processed, device, dtype)
     rows = sample_texts(
         loaded,
         prompt,
@@ -236,7 +236,9 @@ def evaluate(
     behavior: Annotated[Path, typer.Option(help="The behavior, .json.")],
     map: Annotated[Path | None, typer.Option(help="The folder of the map: adds the null of shuffled pairs.")] = None,
     neutral: Annotated[Path | None, typer.Option(help="Neutral documents: adds the recovery at matched KL.")] = None,
-    json: Annotated[Path | None, typer.Option(help="A file to write the figures to. It must not exist.")] = None,
+    figures: Annotated[
+        Path | None, typer.Option("--json", help="A file to write the figures to. It must not exist.")
+    ] = None,
     coefficients: Coefficients = GRID,
     draws: Draws = 64,
     model_class: ModelClassOption = "bridge",
@@ -249,13 +251,13 @@ def evaluate(
     """Measure a transferred vector against the native one and the nulls."""
     grid = _numbers(coefficients)
     from lrt_tl.alignment.affine_map import AffineMap
-    from lrt_tl.artifacts import write_json
+    from lrt_tl.artifacts import refuse_existing, write_json
     from lrt_tl.evaluation.evaluate import evaluate_transfer
     from lrt_tl.steering.vector import SteeringVector
-    from lrt_tl.transfer import check_out, neutral_texts
+    from lrt_tl.transfer import neutral_texts
 
-    if json is not None:
-        check_out(json)
+    if figures is not None:
+        refuse_existing(figures)
     loaded = _load(target, model_class, processed, device, dtype)
     result = evaluate_transfer(
         loaded,
@@ -269,8 +271,8 @@ def evaluate(
         prepend_bos=prepend_bos,
         seed=seed,
     )
-    if json is not None:
-        write_json(json, result.summary())
+    if figures is not None:
+        write_json(figures, result.summary())
     _print_table(result.behavior, result.table())
 
 

@@ -11,9 +11,9 @@ from typing import Any
 
 from lrt_tl.alignment.affine_map import AffineMap
 from lrt_tl.alignment.fit import fit_affine_map
-from lrt_tl.artifacts import new_folder, refuse_existing, write_json, write_text
+from lrt_tl.artifacts import new_folder, write_json, write_text
 from lrt_tl.errors import LrtError
-from lrt_tl.evaluation.behavior import Behavior, read_behavior
+from lrt_tl.evaluation.behavior import Behavior, read_behavior, texts_of
 from lrt_tl.evaluation.controls import N_DRAWS
 from lrt_tl.evaluation.effects import COEFFICIENTS, check_coefficients
 from lrt_tl.evaluation.evaluate import TransferResult, evaluate_transfer
@@ -21,7 +21,7 @@ from lrt_tl.evaluation.report import BehaviorSection, render_report
 from lrt_tl.evaluation.samples import sample_texts
 from lrt_tl.models.hook_names import check_writable, resolve_hook_name
 from lrt_tl.models.protocol import HookedModel
-from lrt_tl.steering.contrast import ContrastPair, read_contrast_pairs
+from lrt_tl.steering.contrast import read_contrast_pairs
 from lrt_tl.steering.extraction import TextPosition, mean_difference
 from lrt_tl.steering.vector import SteeringVector
 from lrt_tl.text.batches import Layout
@@ -133,7 +133,7 @@ def transfer(
         position: where the contrast texts' states are read.
         coefficients: in units of the native vector.
         n_draws: random vectors, and shuffled maps.
-        arguments: what to note down as the way to reproduce the run.
+        arguments: what to note down as the way to reproduce the run; by default these options.
 
     Raises:
         LrtError: any input is refused. Behaviors and contrast pairs are checked before the models run.
@@ -144,7 +144,7 @@ def transfer(
     for model, layer, name in zip((source, target), layers or (None, None), hook_names or (None, None), strict=True):
         check_writable(model, resolve_hook_name(model, layer=layer, hook_name=name))
     documents = read_documents(documents)
-    texts = _texts(read)
+    texts = texts_of(*(part for task in read for part in task))
     affine_map = fit_affine_map(
         source,
         target,
@@ -184,21 +184,19 @@ def transfer(
         steering["transferred"] = (transferred.scaled_to(native.norm), strength)
         samples = sample_texts(target, behavior.prompts[:_SAMPLE_PROMPTS], steering, prepend_bos=prepend_bos, seed=seed)
         behaviors.append(BehaviorTransfer(vector, transferred, native, result, samples, strength))
-    return TransferRun(affine_map, behaviors, arguments or {})
+    options: dict[str, Any] = {
+        "layers": layers,
+        "hook_names": hook_names,
+        "position": position,
+        "coefficients": list(coefficients),
+    }
+    options |= {"n_draws": n_draws, "context_length": context_length, "layout": layout, "prepend_bos": prepend_bos}
+    return TransferRun(affine_map, behaviors, arguments or {**options, "batch_size": batch_size, "seed": seed})
 
 
 def folder_name(behavior: str) -> str:
     """A behavior's name as the name of a folder: letters, digits, `-` and `_` only."""
     return re.sub(r"[^A-Za-z0-9_-]+", "-", behavior).strip("-") or "behavior"
-
-
-def check_out(out: str | Path) -> None:
-    """Refuse an output folder before any work is done.
-
-    Raises:
-        ArtifactError: it exists.
-    """
-    refuse_existing(out)
 
 
 def _check_behaviors(behaviors: Sequence[Behavior], source: HookedModel, target: HookedModel) -> None:
@@ -212,28 +210,11 @@ def _check_behaviors(behaviors: Sequence[Behavior], source: HookedModel, target:
             behavior.scorer(model.tokenizer)
 
 
-def _texts(tasks: Sequence[tuple[Sequence[ContrastPair], Behavior]]) -> list[str]:
-    contrast = [text for pairs, _ in tasks for pair in pairs for text in (pair.positive, pair.negative)]
-    return contrast + [prompt for _, behavior in tasks for prompt in behavior.prompts]
-
-
 def neutral_texts(documents: Any, exclusion: Exclusion | None = None) -> list[str]:
     """The first few test documents: no map was fitted on them."""
     exclusion = Exclusion(()) if exclusion is None else exclusion
     texts = (document.text for document in read_documents(documents))
     return list(islice((text for text in texts if split_of(text) == TEST and text not in exclusion), _NEUTRAL_TEXTS))
-
-
-def texts_of_file(path: Path) -> list[str]:
-    """The texts of a file of contrast pairs, or the prompts of a behavior.
-
-    Raises:
-        LrtError: it is neither.
-    """
-    try:
-        return list(read_behavior(path).prompts)
-    except LrtError:
-        return [text for pair in read_contrast_pairs(path) for text in (pair.positive, pair.negative)]
 
 
 def _versions() -> dict[str, str]:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from lrt_tl import artifacts
-from lrt_tl.artifacts import load_artifact, new_folder, save_artifact, write_json
+from lrt_tl.artifacts import load_artifact, new_folder, refuse_existing, save_artifact, write_json
 from lrt_tl.errors import ArtifactError
 
 CONFIG = {"number": 0.1 + 0.2, "list": [1, 2, 3], "nested": {"none": None, "text": "λ → Ω\n"}, "small": 5e-324}
@@ -158,3 +158,19 @@ def test_nothing_is_pickled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     for name in ("pickle.load", "pickle.loads", "pickle.dump", "pickle.dumps", "torch.load", "torch.save"):
         monkeypatch.setattr(name, refused)
     load_artifact(save(tmp_path / "thing"), kind="thing")
+
+
+def test_a_place_where_nothing_can_be_made_is_refused_at_once(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ArtifactError, match="file is not a folder that can be written to"):
+        refuse_existing(tmp_path / "file" / "run")
+    assert refuse_existing(tmp_path / "new" / "run") == tmp_path / "new" / "run"
+
+
+def test_json_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="Out of range float"):
+        write_json(tmp_path / "figures.json", {"slope": float("nan")})
+    assert list(tmp_path.iterdir()) == []
+    write_json(tmp_path / "new" / "figures.json", {"slope": 1.5})
+    assert json.loads((tmp_path / "new" / "figures.json").read_text()) == {"slope": 1.5}
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["figures.json"]

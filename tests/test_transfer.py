@@ -146,6 +146,13 @@ def test_the_command_line_from_transfer_to_the_steps(
     assert "plain" in shown
     assert "steered" in shown
 
+    texts = {}
+    for coefficient in (-4, 4):
+        steer = ("--model", target, "--vector", tmp_path / "carried", "--prompt", "word1 word2", "--temperature", 0)
+        assert command(monkeypatch, "steer", *steer, "--scale", "residual", f"--coefficient={coefficient}") == 0
+        texts[coefficient] = capsys.readouterr().out.replace(f"{coefficient} (residual)", "")
+    assert texts[-4] != texts[4]
+
 
 @pytest.mark.parametrize(
     ("change", "message"),

@@ -1,6 +1,5 @@
 """The affine map from the residual stream of one model to another's: h_target ≈ A h_source + b."""
 
-import html
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -15,6 +14,7 @@ from lrt_tl.artifacts import load_artifact, save_artifact
 from lrt_tl.errors import ArtifactError, LrtError, MismatchError
 from lrt_tl.models.identity import Site, require_same_model
 from lrt_tl.steering.vector import SteeringVector
+from lrt_tl.tables import html_table
 
 KIND = "affine_map"
 FEW_TOKENS_PER_DIMENSION = 20
@@ -159,11 +159,7 @@ class AffineMap:
         )
 
     def _repr_html_(self) -> str:
-        rows = "".join(
-            f"<tr><th style='text-align:left'>{html.escape(name)}</th><td>{html.escape(value)}</td></tr>"
-            for name, value in self.summary().items()
-        )
-        return f"<table>{rows}</table>"
+        return html_table(self.summary())
 
     def summary(self) -> Mapping[str, str]:
         """The figures of the fit, for a table."""

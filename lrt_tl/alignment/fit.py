@@ -1,6 +1,6 @@
 """Fit the affine map: one pass over the text, then linear algebra."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -123,11 +123,10 @@ def fit_activations(
     keep = torch.ones(splits.shape, dtype=torch.bool) if mask is None else mask.bool().cpu()
     if keep.shape != splits.shape:
         raise LrtError(f"a mask {tuple(keep.shape)} does not fit activations {tuple(x.shape)}")
+    for activations, side in ((x, "source"), (y, "target")):
+        _check_finite(activations, keep, document_ids, f"the {side}, {names[side == 'target']}")
     x, y, splits = x[keep.to(x.device)], y[keep.to(y.device)], splits[keep]
     norms = {f"source:{sites[0].hook_name}": x.norm(dim=-1), f"target:{sites[1].hook_name}": y.norm(dim=-1)}
-    for key, norm in norms.items():
-        if not torch.isfinite(norm).all():
-            raise LrtError(f"{key}: an activation is NaN or infinite")
     medians = {key: float(norm.median()) for key, norm in norms.items()} if len(splits) else {}
     counts = HarvestCounts(documents=len(set(_as_list(document_ids))), median_norms=medians)
     if drop_sinks and medians:
@@ -211,7 +210,7 @@ def _rows_of(activations: Any, hook_name: str, side: str) -> Float[Tensor, "*pos
             raise LrtError(f"the {side}'s cache holds no {hook_name!r}") from error
     if activations.ndim not in (2, 3):
         raise LrtError(f"the {side}'s activations must be [position, d_model] or [row, position, d_model]")
-    rows: Tensor = activations
+    rows: Tensor = activations.detach()
     return rows if rows.dtype == torch.float64 else rows.float()
 
 
@@ -223,5 +222,13 @@ def _splits(document_ids: Sequence[Any] | Tensor, shape: Sequence[int]) -> Int[T
     return splits if len(shape) == 1 else torch.broadcast_to(splits[:, None], tuple(shape))
 
 
-def _as_list(document_ids: Sequence[Any] | Tensor | Mapping[Any, Any]) -> list[Any]:
+def _check_finite(activations: Tensor, keep: Tensor, document_ids: Sequence[Any] | Tensor, where: str) -> None:
+    bad = (~torch.isfinite(activations).all(-1).cpu() & keep).nonzero()
+    if len(bad):
+        raise LrtError(
+            f"{where}: an activation is NaN or infinite in document {_as_list(document_ids)[int(bad[0, 0])]}"
+        )
+
+
+def _as_list(document_ids: Sequence[Any] | Tensor) -> list[Any]:
     return document_ids.tolist() if isinstance(document_ids, Tensor) else list(document_ids)

@@ -16,6 +16,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from lrt_tl.errors import LrtError
+from lrt_tl.models.calls import require_at_rest
 from lrt_tl.models.capture import capture
 from lrt_tl.models.identity import require_same_tokenizer
 from lrt_tl.models.protocol import HookedModel
@@ -61,6 +62,8 @@ class HarvestCounts:
     special_dropped: int = 0
     sinks_dropped: int = 0
     median_norms: dict[str, float] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+    """How the text was read: the documents' name, context length, layout and beginning-of-sequence token."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,7 @@ class Harvest:
     def __post_init__(self) -> None:
         require_same_tokenizer(self.source, self.target)
         for model in (self.source, self.target):
+            require_at_rest(model)
             if self.context_length > model.cfg.n_ctx:
                 raise LrtError(
                     f"context_length={self.context_length} is more than {model.cfg.model_name} reads "
@@ -93,7 +97,8 @@ class Harvest:
         Raises:
             LrtError: there is no document, or an activation is not finite.
         """
-        sample = heapq.nsmallest(_CALIBRATION_DOCUMENTS, self._kept(HarvestCounts()), key=lambda d: hash_of(d.text))
+        documents = tqdm(self._kept(HarvestCounts()), desc="read", unit=" documents", leave=False)
+        sample = heapq.nsmallest(_CALIBRATION_DOCUMENTS, documents, key=lambda document: hash_of(document.text))
         if not sample:
             raise LrtError(f"{self.documents.name}: every document contains a contrast or behavior text")
         states: dict[str, list[Tensor]] = {}
@@ -118,6 +123,8 @@ class Harvest:
                 to nothing.
         """
         counts.median_norms = calibration.median_norms
+        names = ("context_length", "layout", "prepend_bos")
+        counts.settings = {"documents": self.documents.name, **{name: getattr(self, name) for name in names}}
         batch_counts = BatchCounts()
         documents = iter(tqdm(self._kept(counts), desc="harvest", unit=" documents"))
         for batch in self._batches(documents, batch_counts, layout=self.layout):

@@ -1,6 +1,5 @@
 """What is measured: prompts, and a score of what the model would say next."""
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lrt_tl.errors import LrtError
+from lrt_tl.steering.contrast import read_contrast_pairs
 from lrt_tl.text.batches import tokenize
+from lrt_tl.text.documents import read_json
 
 Scorer = Callable[[Float[Tensor, "prompt d_vocab"]], Float[Tensor, "prompt"]]
 """The logits after each prompt's last token → a score for each prompt."""
@@ -31,6 +32,9 @@ class AnswerTokens:
         """
         positive = _single_tokens(tokenizer, self.positive)
         negative = _single_tokens(tokenizer, self.negative)
+        for side in (positive, negative):
+            if len(set(side)) < len(side):
+                raise LrtError(f"an answer stands twice among {[tokenizer.decode([token]) for token in side]}")
         if both := set(positive) & set(negative):
             raise LrtError(f"{tokenizer.decode(sorted(both))!r} is both a positive and a negative answer")
 
@@ -71,17 +75,32 @@ def read_behavior(source: Any) -> Behavior:
         return source
     where = "behavior"
     if isinstance(source, (str, Path)):
-        path, where = Path(source), str(source)
-        if not path.is_file():
-            raise LrtError(f"there is no file {path}")
-        try:
-            source = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise LrtError(f"{path} is not valid JSON: {error}") from error
+        source, where = read_json(Path(source)), str(source)
     if not isinstance(source, dict):
         raise LrtError(f"{where} must be a mapping, not {type(source).__name__}")
     lists = [_strings(source, key, where) for key in ("prompts", "positive_tokens", "negative_tokens")]
     return Behavior(str(source.get("name", "behavior")), lists[0], AnswerTokens(lists[1], lists[2]))
+
+
+def texts_of(*sources: Any) -> list[str]:
+    """The texts of contrast pairs and the prompts of behaviors: what a fit should `exclude`, so that the map is not
+    fitted on what it is tried on.
+
+    Args:
+        sources: whatever `read_contrast_pairs` and `read_behavior` take; a file that holds a mapping is a behavior.
+
+    Raises:
+        LrtError: a source is neither.
+    """
+    texts: list[str] = []
+    for source in sources:
+        is_json = isinstance(source, (str, Path)) and Path(source).suffix == ".json"
+        held = read_json(Path(source)) if is_json else source
+        if isinstance(held, (dict, Behavior)):
+            texts += read_behavior(held).prompts
+        else:
+            texts += [text for pair in read_contrast_pairs(held) for text in (pair.positive, pair.negative)]
+    return texts
 
 
 def _strings(source: dict[str, Any], key: str, where: str) -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -38,7 +38,7 @@ def dose_response(
 ) -> Float[Tensor, "arm coefficient prompt"]:
     """Scores with coefficient × direction added to the residual stream at all positions. float64, on the CPU.
 
-    Many vectors share a batch: each row has its own. Coefficient 0 is run once for all.
+    Many vectors share a batch of `batch_size` rows: each row has its own. Coefficient 0 is run once for all.
 
     Raises:
         LrtError: an answer that is not one token, a scorer that fails, or a prompt too long for the model.
@@ -49,16 +49,17 @@ def dose_response(
         raise LrtError(f"a prompt of {behavior.name!r} tokenizes to nothing")
     if max(map(len, rows)) > model.cfg.n_ctx:
         raise LrtError(f"a prompt of {behavior.name!r} is longer than {model.cfg.model_name} reads ({model.cfg.n_ctx})")
-    tokens, mask, _ = pad(model.tokenizer, rows)
+    batches = [pad(model.tokenizer, rows[start : start + batch_size])[:2] for start in range(0, len(rows), batch_size)]
     doses = [(arm, place) for place, value in enumerate(coefficients) for arm in range(len(directions) if value else 1)]
-    deltas = torch.stack([coefficients[place] * directions[arm] for arm, place in doses])
-    last = mask.sum(1) - 1
+    at_once = min(deltas_at_once(model, tokens, batch_size) for tokens, _ in batches)
     scores = torch.empty(len(directions), len(coefficients), len(rows), dtype=torch.float64)
-    at_once = deltas_at_once(model, tokens, batch_size)
-    logits = steered_logits(model, hook_name, tokens, mask, deltas, at_once=at_once)
-    after = (dose[torch.arange(len(rows)), last].float() for some in logits for dose in some)
-    for (arm, place), found in zip(tqdm(doses, desc=behavior.name, unit=" doses", leave=False), after, strict=True):
-        scores[arm if coefficients[place] else slice(None), place] = check_scores(scorer(found), len(rows), behavior)
+    for start in tqdm(range(0, len(doses), at_once), desc=behavior.name, unit=" batches", leave=False):
+        some = doses[start : start + at_once]
+        deltas = torch.stack([coefficients[place] * directions[arm] for arm, place in some])
+        after = torch.cat([_after_last_token(model, hook_name, *batch, deltas) for batch in batches], dim=1)
+        for (arm, place), logits in zip(some, after, strict=True):
+            found = check_scores(scorer(logits), len(rows), behavior)
+            scores[arm if coefficients[place] else slice(None), place] = found
     return scores
 
 
@@ -69,3 +70,14 @@ def slopes(
     x = torch.tensor(coefficients, dtype=torch.float64)
     x = x - x.mean()
     return torch.einsum("c,...cp->...p", x / x.square().sum(), scores.double())
+
+
+def _after_last_token(
+    model: HookedModel,
+    hook_name: str,
+    tokens: Int[Tensor, "prompt position"],
+    mask: Bool[Tensor, "prompt position"],
+    deltas: Float[Tensor, "dose d_model"],
+) -> Float[Tensor, "dose prompt d_vocab"]:
+    logits = steered_logits(model, hook_name, tokens, mask, deltas)
+    return logits[:, torch.arange(len(tokens)), mask.sum(1) - 1].float()

@@ -1,8 +1,8 @@
 """Did it transfer? A behavior's dose–response under the native vector, the transferred one and the nulls."""
 
-import html
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,8 +16,11 @@ from lrt_tl.evaluation.controls import N_DRAWS, random_directions, shuffled_map_
 from lrt_tl.evaluation.effects import COEFFICIENTS, check_coefficients, dose_response, slopes
 from lrt_tl.evaluation.matched_kl import scales_of_equal_kl
 from lrt_tl.evaluation.recovery import Recovery, rank, recovery
+from lrt_tl.models.calls import require_at_rest
+from lrt_tl.models.identity import identify, require_same_model
 from lrt_tl.models.protocol import HookedModel
 from lrt_tl.steering.vector import SteeringVector
+from lrt_tl.tables import html_table
 
 _ARMS = ("native", "transferred", "source_native", "random", "shuffled_map")
 
@@ -110,11 +113,7 @@ class TransferResult:
         return f"TransferResult({self.behavior}: recovery {self.recovery}, {len(self.prompts)} prompts)"
 
     def _repr_html_(self) -> str:
-        rows = "".join(
-            f"<tr><th style='text-align:left'>{html.escape(name)}</th><td>{html.escape(value)}</td></tr>"
-            for name, value in self.table().items()
-        )
-        return f"<table><caption>{html.escape(self.behavior)}</caption>{rows}</table>"
+        return html_table(self.table(), caption=self.behavior)
 
 
 def evaluate_transfer(
@@ -146,68 +145,78 @@ def evaluate_transfer(
         n_draws: random vectors, and shuffled maps.
 
     Raises:
-        MismatchError: a vector is not of the target, or the two are not at one hook point.
-        LrtError: bad coefficients or behavior.
+        MismatchError: a vector, or the map's end, is not of the target, or they are not at one hook point.
+        LrtError: bad coefficients or behavior, or a model that is being steered.
     """
     behavior = read_behavior(behavior)
     check_coefficients(coefficients)
-    for vector in (native, transferred):
-        vector.check_model(target)
-    if native.site.hook_name != transferred.site.hook_name:
-        raise MismatchError(f"the native vector is at {native.site}, the transferred one at {transferred.site}")
+    _check_vectors(target, native, transferred, affine_map)
+    options: dict[str, Any] = {"coefficients": coefficients, "batch_size": batch_size, "prepend_bos": prepend_bos}
+    hook_name = native.site.hook_name
+    measure = partial(dose_response, target, hook_name, behavior=behavior, **options)
     directions = {"native": native.direction[None], "transferred": transferred.direction[None]}
     directions["random"] = random_directions(n_draws, target.cfg.d_model, seed=seed)
     if affine_map is not None:
         directions["shuffled_map"] = shuffled_map_directions(affine_map, n_draws, seed=seed + 1)
     directions |= _named(controls or {}, target.cfg.d_model)
     equal = {name: some * (native.norm / some.norm(dim=1, keepdim=True)) for name, some in directions.items()}
-    scores = _measure(target, native.site.hook_name, equal, behavior, coefficients, batch_size, prepend_bos)
-    in_source = None
-    if source is not None:
-        model, vector = source
-        vector.check_model(model)
-        in_source = dose_response(
-            model, vector.site.hook_name, vector.direction[None], behavior, coefficients, prepend_bos=prepend_bos
-        )[0]
-    at_norm = _recovery(scores, coefficients, seed)
-    at_kl = _at_matched_kl(
-        target, native.site.hook_name, equal, behavior, coefficients, neutral, batch_size, prepend_bos, seed, at_norm
-    )
+    scores = _measured(measure, equal)
+    at_norm = at_kl = _recovery(scores, coefficients, seed)
+    if not neutral:
+        at_kl = Recovery(None, None, None, "no neutral text was given")
+    elif at_norm.estimate is not None:
+        scale = partial(scales_of_equal_kl, target, hook_name, texts=neutral, prepend_bos=prepend_bos)
+        at_kl = _at_matched_kl(measure, scale, equal, coefficients, seed)
     return TransferResult(
-        behavior.name,
-        behavior.prompts,
-        tuple(coefficients),
-        scores["native"][0],
-        scores["transferred"][0],
-        {name: some for name, some in scores.items() if name not in ("native", "transferred")},
-        in_source,
-        at_norm,
-        at_kl,
-        float(torch.cosine_similarity(native.direction, transferred.direction, dim=0)),
-        transferred.norm / native.norm,
+        behavior=behavior.name,
+        prompts=behavior.prompts,
+        coefficients=tuple(coefficients),
+        native=scores["native"][0],
+        transferred=scores["transferred"][0],
+        controls={name: some for name, some in scores.items() if name not in ("native", "transferred")},
+        source_native=None if source is None else _in_source(*source, behavior, options),
+        recovery=at_norm,
+        recovery_matched_kl=at_kl,
+        cosine_with_native=float(torch.cosine_similarity(native.direction, transferred.direction, dim=0)),
+        norm_over_native=transferred.norm / native.norm,
     )
 
 
-def _measure(
-    model: HookedModel,
-    hook_name: str,
-    directions: Mapping[str, Tensor],
-    behavior: Behavior,
-    coefficients: Sequence[float],
-    batch_size: int,
-    prepend_bos: bool,
-) -> dict[str, Float[Tensor, "draw coefficient prompt"]]:
+Measure = Callable[[Tensor], Float[Tensor, "arm coefficient prompt"]]
+
+
+def _check_vectors(
+    target: HookedModel, native: SteeringVector, transferred: SteeringVector, affine_map: AffineMap | None
+) -> None:
+    """All of one place in the target, which nothing else steers."""
+    require_at_rest(target)
+    for vector in (native, transferred):
+        vector.check_model(target)
+    if native.site.hook_name != transferred.site.hook_name:
+        raise MismatchError(f"the native vector is at {native.site}, the transferred one at {transferred.site}")
+    if affine_map is None:
+        return
+    end = affine_map.target
+    if (end.hook_name, end.d_model) != (native.site.hook_name, native.site.d_model):
+        raise MismatchError(
+            f"the map ends at {end} ({end.d_model} dimensions), the vectors are at {native.site} "
+            f"({native.site.d_model} dimensions)"
+        )
+    if end.model is not None:
+        require_same_model(end.model, identify(target), what="the map's target")
+
+
+def _measured(measure: Measure, directions: Mapping[str, Tensor]) -> dict[str, Float[Tensor, "arm coefficient prompt"]]:
     """All arms in one go, so that they share batches and the run at coefficient 0."""
-    scores = dose_response(
-        model,
-        hook_name,
-        torch.cat(list(directions.values())),
-        behavior,
-        coefficients,
-        batch_size=batch_size,
-        prepend_bos=prepend_bos,
-    )
-    return _split_like(directions, scores)
+    return _split_like(directions, measure(torch.cat(list(directions.values()))))
+
+
+def _in_source(
+    model: HookedModel, vector: SteeringVector, behavior: Behavior, options: Mapping[str, Any]
+) -> Float[Tensor, "coefficient prompt"]:
+    require_at_rest(model)
+    vector.check_model(model)
+    return dose_response(model, vector.site.hook_name, vector.direction[None], behavior, **options)[0]
 
 
 def _recovery(scores: Mapping[str, Tensor], coefficients: Sequence[float], seed: int) -> Recovery:
@@ -216,31 +225,20 @@ def _recovery(scores: Mapping[str, Tensor], coefficients: Sequence[float], seed:
 
 
 def _at_matched_kl(
-    model: HookedModel,
-    hook_name: str,
+    measure: Measure,
+    scale: Callable[[Tensor, float], Tensor],
     directions: Mapping[str, Tensor],
-    behavior: Behavior,
     coefficients: Sequence[float],
-    neutral: Sequence[str],
-    batch_size: int,
-    prepend_bos: bool,
     seed: int,
-    at_norm: Recovery,
 ) -> Recovery:
     """Recovery again, with the transferred vector and the random ones at the native one's KL on neutral text."""
-    if not neutral:
-        return Recovery(None, None, None, "no neutral text was given")
-    if at_norm.estimate is None:
-        return at_norm
     arms = {name: directions[name] for name in ("native", "transferred", "random")}
     together = torch.cat(list(arms.values()))
     try:
-        scales = scales_of_equal_kl(model, hook_name, together, max(coefficients), neutral, prepend_bos=prepend_bos)
+        scales = scale(together, max(coefficients))
     except LrtError as error:
         return Recovery(None, None, None, str(error))
-    scaled = _split_like(arms, scales[:, None].float() * together)
-    scores = _measure(model, hook_name, scaled, behavior, coefficients, batch_size, prepend_bos)
-    return _recovery(scores, coefficients, seed)
+    return _recovery(_measured(measure, _split_like(arms, scales[:, None].float() * together)), coefficients, seed)
 
 
 def _split_like(arms: Mapping[str, Tensor], together: Tensor) -> dict[str, Tensor]:

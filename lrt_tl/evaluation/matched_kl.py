@@ -45,14 +45,13 @@ def kl_of_steering(
     """Mean KL(plain ‖ steered) of the next-token distributions at `content`, nats a position, for each delta."""
     content = content.to(model.cfg.device)
     nothing = torch.zeros(1, deltas.shape[1])
-    (plain,) = steered_logits(model, hook_name, tokens, mask, nothing, at_once=1)
-    log_probabilities = plain[0, content].float().log_softmax(-1)
+    plain = steered_logits(model, hook_name, tokens, mask, nothing)[0, content]
+    log_probabilities = plain.float().log_softmax(-1)
     probabilities = log_probabilities.exp()
     entropy = -(probabilities * log_probabilities).sum(-1)
     found = []
-    at_once = deltas_at_once(model, tokens, _ROWS)
-    for logits in steered_logits(model, hook_name, tokens, mask, deltas, at_once=at_once):
-        steered = logits[:, content].float()
+    for some in torch.split(deltas, deltas_at_once(model, tokens, _ROWS)):
+        steered = steered_logits(model, hook_name, tokens, mask, some)[:, content].float()
         cross_entropy = steered.logsumexp(-1) - torch.einsum("pv,dpv->dp", probabilities, steered)
         found.append((cross_entropy - entropy).mean(1).double().cpu())
     return torch.cat(found)

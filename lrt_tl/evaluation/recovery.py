@@ -28,8 +28,6 @@ class Recovery:
     def __str__(self) -> str:
         if self.estimate is None:
             return f"none: {self.reason}"
-        if self.low is None:
-            return f"{self.estimate:.2f} (no interval: {self.reason})"
         return f"{self.estimate:.2f} [{self.low:.2f}, {self.high:.2f}]"
 
 
@@ -54,6 +52,8 @@ def recovery(
     half the time.
     """
     n_draws, n_prompts = random.shape
+    if n_prompts < 2:
+        return Recovery(None, None, None, "with one prompt only, no interval can be given")
     if n_draws < FEWEST_DRAWS:
         return Recovery(None, None, None, f"{n_draws} random draws; at least {FEWEST_DRAWS} are needed for the rank")
     generator = torch.Generator().manual_seed(seed)
@@ -62,18 +62,14 @@ def recovery(
     natives, transfers = prompts @ native.double(), prompts @ transferred.double()
     randoms = ((draws @ random.double()) * prompts).sum(1)
     slope, place = float(native.mean()), rank(float(native.mean()), random.mean(1))
-    if n_prompts > 1 and float(natives.quantile(LEVEL / 2)) <= 0:
+    if float(natives.quantile(LEVEL / 2)) <= 0:
         return Recovery(
             None, None, None, f"the native slope, {slope:.3g}, is not above zero beyond its prompts' scatter"
         )
-    if slope <= 0:
-        return Recovery(None, None, None, f"the native slope, {slope:.3g}, is not above zero")
     if place / (n_draws + 1) > LEVEL:
         return Recovery(None, None, None, f"{place - 1} of {n_draws} random vectors do as much as the native one")
     baseline = float(random.double().mean())
     estimate = (float(transferred.double().mean()) - baseline) / (float(native.double().mean()) - baseline)
-    if n_prompts == 1:
-        return Recovery(estimate, None, None, "one prompt only")
     ratios = (transfers - randoms) / (natives - randoms)
     low, high = ratios.quantile(torch.tensor([LEVEL / 2, 1 - LEVEL / 2], dtype=torch.float64)).tolist()
     return Recovery(estimate, low, high)

@@ -6,6 +6,7 @@ from typing import Any
 
 from lrt_tl.evaluation.evaluate import TransferResult
 from lrt_tl.evaluation.figures import effect_figure
+from lrt_tl.tables import html_table
 
 
 @dataclass(frozen=True)
@@ -24,9 +25,9 @@ def headline(result: TransferResult, target: str) -> str:
     found = result.recovery
     if found.estimate is None:
         return f"{result.behavior}: no recovery can be stated on {target}, for {found.reason}."
-    interval = "" if found.low is None else f" [{100 * found.low:.0f}, {100 * (found.high or 0):.0f}]"
+    estimate, low, high = (round(100 * (value or 0)) for value in (found.estimate, found.low, found.high))
     return (
-        f"{result.behavior}: the transferred vector has {100 * found.estimate:.0f} %{interval} of the effect of "
+        f"{result.behavior}: the transferred vector has {estimate} % [{low}, {high}] of the effect of "
         f"{target}'s own vector, over that of random vectors of the same length."
     )
 
@@ -49,8 +50,8 @@ def render_report(
     environment = Environment(
         loader=PackageLoader("lrt_tl", "evaluation"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    environment.globals["table"] = _table
-    # the two pieces of markup that are not ours to escape: plotly's program, and its figures with the data as JSON
+    environment.globals["table"] = lambda rows: Markup(html_table(rows))
+    # plotly's program and its figures, which hold the data as JSON, are markup as they are
     return environment.get_template("report.html.j2").render(
         title=title,
         sentences=[headline(section.result, target) for section in sections],
@@ -74,10 +75,3 @@ def _behavior(section: BehaviorSection, markup: Any) -> dict[str, Any]:
         "samples": section.samples,
         "coefficient": f"{section.coefficient:g}",
     }
-
-
-def _table(rows: Mapping[str, str]) -> Any:
-    from markupsafe import Markup
-
-    row = Markup("<tr><th>{}</th><td>{}</td></tr>")
-    return Markup("<table>") + Markup("\n").join(row.format(*item) for item in rows.items()) + Markup("</table>")

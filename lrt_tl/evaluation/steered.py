@@ -1,7 +1,5 @@
 """One batch of texts under many vectors at once: each row of the forward pass has its own."""
 
-from collections.abc import Iterator
-
 import torch
 from einops import rearrange, repeat
 from jaxtyping import Bool, Float, Int
@@ -15,30 +13,31 @@ _MOST_LOGITS = 2**28
 
 
 def deltas_at_once(model: HookedModel, tokens: Int[Tensor, "text position"], most_rows: int) -> int:
-    """How many vectors go through one forward pass of at most `most_rows` rows."""
+    """How many vectors go through one forward pass of about `most_rows` rows: at least one."""
     fit_in_memory: int = _MOST_LOGITS // (tokens.numel() * model.cfg.d_vocab)
     return max(1, min(most_rows // len(tokens), fit_in_memory))
 
 
+@torch.no_grad()
 def steered_logits(
     model: HookedModel,
     hook_name: str,
     tokens: Int[Tensor, "text position"],
     mask: Bool[Tensor, "text position"],
     deltas: Float[Tensor, "delta d_model"],
-    *,
-    at_once: int,
-) -> Iterator[Float[Tensor, "some text position d_vocab"]]:
+) -> Float[Tensor, "delta text position d_vocab"]:
     """The logits of every text with each delta added to the residual stream at all of its positions, on the model's
-    device, `at_once` deltas at a time."""
-    for some in torch.split(deltas, at_once):
-        rows = repeat(tokens, "text position -> (delta text) position", delta=len(some)).to(model.cfg.device)
-        text = repeat(mask, "text position -> (delta text) position", delta=len(some)).to(model.cfg.device)
-        added = repeat(some, "delta d_model -> (delta text) 1 d_model", text=len(tokens)).to(model.cfg.device)
+    device."""
+    rows = repeat(tokens, "text position -> (delta text) position", delta=len(deltas)).to(model.cfg.device)
+    text = repeat(mask, "text position -> (delta text) position", delta=len(deltas)).to(model.cfg.device)
+    added = repeat(deltas, "delta d_model -> (delta text) 1 d_model", text=len(tokens)).to(model.cfg.device)
 
-        def add(activation: Tensor, hook: object, added: Tensor = added, text: Tensor = text) -> Tensor:
-            return activation + (text[..., None] * added).to(activation)
+    def add(activation: Tensor, hook: object) -> Tensor:
+        return activation + (text[..., None] * added).to(activation)
 
-        with torch.no_grad(), attached(model, [(hook_name, add)]):
-            logits = model(rows, attention_mask=text.long())
-        yield rearrange(logits, "(delta text) position d_vocab -> delta text position d_vocab", delta=len(some))
+    with attached(model, [(hook_name, add)]):
+        logits = model(rows, attention_mask=text.long())
+    by_delta: Tensor = rearrange(
+        logits, "(delta text) position d_vocab -> delta text position d_vocab", delta=len(deltas)
+    )
+    return by_delta

@@ -90,7 +90,7 @@ class CallWatcher:
 
     def _watch_forward(self) -> None:
         inner = getattr(self._model, "original_model", None)
-        modules = list(self._model.blocks) if inner is None else [inner]  # type: ignore[attr-defined]
+        modules = list(self._model.blocks) if inner is None else [inner]
         note = self._note_block if inner is None else self._note_huggingface
         for module in modules:
             self._undo.append(module.register_forward_pre_hook(note, with_kwargs=True).remove)
@@ -128,7 +128,7 @@ class CallWatcher:
     def _watched(self, generate: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(generate)
         def watched(*args: Any, **kwargs: Any) -> Any:
-            with _Generation(self, None) as generation:
+            with _Generation(self) as generation:
                 result = generate(*args, **kwargs)
             return self._stream(result, generation) if isgenerator(result) else result
 
@@ -148,9 +148,9 @@ class CallWatcher:
 class _Generation:
     """One `generate` call; entered again each time that a stream goes on."""
 
-    def __init__(self, watcher: CallWatcher, prompt_length: int | None) -> None:
+    def __init__(self, watcher: CallWatcher) -> None:
         self._watcher = watcher
-        self._prompt_length = prompt_length
+        self._prompt_length: int | None = None
 
     def __enter__(self) -> "_Generation":
         if self._watcher._generate_depth == 0:
@@ -174,3 +174,17 @@ def watch(model: HookedModel) -> CallWatcher:
     if watcher is None:
         watcher = _watchers[model] = CallWatcher(model)
     return watcher.acquire()
+
+
+def require_at_rest(model: HookedModel) -> None:
+    """Refuse to measure a model that something would silently change.
+
+    Raises:
+        LrtError: a steering vector is attached to it, or it is a Bridge in training mode, with dropout.
+    """
+    if model in _watchers:
+        raise LrtError(
+            f"{model.cfg.model_name} is being steered by a vector that is attached to it: remove() its handle first"
+        )
+    if getattr(getattr(model, "original_model", None), "training", False):
+        raise LrtError(f"{model.cfg.model_name} is in training mode, where dropout is random: call model.eval() first")

@@ -25,6 +25,10 @@ class HookedModel(Protocol):
 
     cfg: Any
     tokenizer: Any
+    blocks: Any
+
+    @property
+    def W_E(self) -> Tensor: ...  # noqa: N802
 
     @property
     def hook_dict(self) -> dict[str, Any]: ...

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lrt_tl.errors import LrtError
-from lrt_tl.text.documents import hash_of, parse_json_line, read_lines
+from lrt_tl.text.documents import hash_of, parse_json_line, read_json, read_lines
 
 
 @dataclass(frozen=True)
@@ -55,10 +55,7 @@ def _rows(source: Any) -> list[tuple[str, Any]]:
         return [(f"{path.name}, line {n}", parse_json_line(path, n, line)) for n, line in lines]
     if path.suffix != ".json":
         raise LrtError(f"{path}: contrast pairs are read from .jsonl and .json files, not {path.suffix!r}")
-    try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise LrtError(f"{path.name} is not valid JSON: {error}") from error
+    rows = read_json(path)
     if not isinstance(rows, list):
         raise LrtError(f"{path.name} must hold a list of pairs, not a {type(rows).__name__}")
     return [(f"{path.name}, entry {number}", row) for number, row in enumerate(rows)]

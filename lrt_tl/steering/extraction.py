@@ -9,6 +9,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from lrt_tl.errors import LrtError
+from lrt_tl.models.calls import require_at_rest
 from lrt_tl.models.capture import capture
 from lrt_tl.models.identity import site_of
 from lrt_tl.models.protocol import HookedModel
@@ -50,6 +51,9 @@ def mean_difference(
         LrtError: bad pairs, a text with too few tokens or too long for the model, an activation that is not finite, or
             two sides that give the same mean (a zero vector).
     """
+    if not (position in ("mean", "last") or (isinstance(position, int) and not isinstance(position, bool))):
+        raise LrtError(f"position={position!r}: use 'mean', 'last' or a number")
+    require_at_rest(model)
     pairs = read_contrast_pairs(contrast_pairs)
     site = site_of(model, layer=layer, hook_name=hook_name)
     sides = [pair.positive for pair in pairs] + [pair.negative for pair in pairs]
@@ -100,7 +104,8 @@ def text_states(
         tokens, mask, content = pad(model.tokenizer, [rows[index] for index in chosen])
         activations = capture(model, tokens, mask, [hook_name])[hook_name].cpu()
         weights = _weights(content, position, [texts[index] for index in chosen])
-        states[chosen] = torch.einsum("rp,rpd->rd", weights, activations)
+        text = activations.masked_fill(~content[..., None], 0)  # what a special token has may be infinite
+        states[chosen] = torch.einsum("rp,rpd->rd", weights, text)
         norms.append(activations[content].norm(dim=-1))
     if not torch.isfinite(states).all():
         bad = int((~torch.isfinite(states).all(1)).nonzero()[0])

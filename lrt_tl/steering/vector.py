@@ -1,5 +1,6 @@
 """The steering vector: a difference of residual-stream states, and where it lives."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -11,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lrt_tl.artifacts import load_artifact, save_artifact
-from lrt_tl.errors import LrtError, MismatchError
+from lrt_tl.errors import ArtifactError, LrtError, MismatchError
 from lrt_tl.models.hook_names import check_writable, resolve_hook_name
 from lrt_tl.models.identity import Site, identify, require_same_model
 from lrt_tl.models.protocol import Hook, HookedModel
@@ -118,14 +119,24 @@ class SteeringVector:
         return [(self.site.hook_name, adding_hook(self.delta(coefficient, scale=scale), selector))]
 
     def delta(self, coefficient: float, *, scale: Scale = "vector") -> Float[Tensor, "d_model"]:
-        """What is added to a state."""
+        """What is added to a state.
+
+        Raises:
+            LrtError: the coefficient is not finite, or the scale is unknown, or not known here.
+        """
+        return self.strength(coefficient, scale=scale) * self.direction
+
+    def strength(self, coefficient: float, *, scale: Scale = "vector") -> float:
+        """The coefficient in units of the vector. Arguments and refusals are those of `delta`."""
+        if not math.isfinite(coefficient):
+            raise LrtError(f"coefficient={coefficient}: it must be a finite number")
         if scale == "vector":
-            return coefficient * self.direction
+            return coefficient
         if scale != "residual":
             raise LrtError(f"scale={scale!r}: use 'vector' or 'residual'")
         if self.residual_norm is None:
             raise LrtError("this vector does not know the residual norm at its site: use scale='vector'")
-        return coefficient * self.residual_norm / self.norm * self.direction
+        return coefficient * self.residual_norm / self.norm
 
     def check_model(self, model: HookedModel) -> None:
         """Raises:
@@ -158,8 +169,11 @@ class SteeringVector:
             ArtifactError: the folder is not a whole, unaltered steering vector.
         """
         config, tensors = load_artifact(folder, kind=KIND)
-        site = Site.from_json(config["site"])
-        return cls(tensors["direction"], site, config["residual_norm"], config["provenance"])
+        try:
+            site = Site.from_json(config["site"])
+            return cls(tensors["direction"], site, config["residual_norm"], config["provenance"])
+        except (KeyError, TypeError) as error:
+            raise ArtifactError(f"{folder} is not a whole steering vector: {error!r}") from error
 
     def __repr__(self) -> str:
         method = self.provenance.get("method", "given")

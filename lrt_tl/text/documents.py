@@ -117,8 +117,13 @@ class Exclusion:
         )
 
 
+_UNSPACED = r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff"  # Thai to Khmer, Japanese, Chinese
+_WORD = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+|[^\w\s]")
+
+
 def _words(text: str) -> tuple[str, ...]:
-    return tuple(re.findall(r"\w+|[^\w\s]", text.lower()))
+    """Words and punctuation marks; in scripts that put no spaces between words, characters."""
+    return tuple(_WORD.findall(text.lower()))
 
 
 def parse_json_line(path: Path, number: int, line: str) -> Any:
@@ -131,6 +136,20 @@ def parse_json_line(path: Path, number: int, line: str) -> Any:
         return json.loads(line)
     except json.JSONDecodeError as error:
         raise LrtError(f"{path.name}, line {number}: not valid JSON ({error})") from error
+
+
+def read_json(path: Path) -> Any:
+    """A `.json` file.
+
+    Raises:
+        LrtError: it does not exist, or is not JSON in UTF-8.
+    """
+    if not path.is_file():
+        raise LrtError(f"there is no file {path}")
+    try:
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+    except ValueError as error:
+        raise LrtError(f"{path} is not valid JSON: {error}") from error
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, str]]:

@@ -450,3 +450,23 @@ def test_models_without_hook_names_are_refused(bridges: tuple[Any, Any]) -> None
     _, _, x, y, documents = planted(noise=0.1)
     with pytest.raises(LrtError, match=r"small L1 to large L2 has shape \(24, 16\), not \(20, 12\)"):
         fit_activations(x, y, documents, hook_names=NAMES, models=bridges)
+
+
+def test_activations_with_gradients_build_no_graph() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(800, 4, generator=generator, requires_grad=True)
+    fitted = fit_activations(x, 2 * x, range(800))
+    assert not fitted.weight.requires_grad
+    torch.testing.assert_close(fitted.weight, 2 * torch.eye(4), rtol=0, atol=1e-4)
+
+
+def test_what_is_not_finite_in_hand_is_named_with_its_document() -> None:
+    x = torch.randn(80, 10, 4, generator=torch.Generator().manual_seed(0))
+    y = x.clone()
+    y[33, 7, 1] = float("nan")
+    names = [f"doc{number}" for number in range(80)]
+    with pytest.raises(LrtError, match=r"the target, .*NaN or infinite in document doc33"):
+        fit_activations(x, y, names)
+    mask = torch.ones(80, 10, dtype=torch.bool)
+    mask[33] = False
+    assert fit_activations(x, y, names, mask=mask).report.test_r2 > 0.999

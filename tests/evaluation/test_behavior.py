@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from lrt_tl.errors import LrtError
-from lrt_tl.evaluation.behavior import AnswerTokens, Behavior, check_scores, read_behavior
-from tests.checkpoints import D_VOCAB, WORDS
+from lrt_tl.evaluation.behavior import AnswerTokens, Behavior, check_scores, read_behavior, texts_of
+from tests.checkpoints import D_VOCAB, PAIRS, PROMPTS, WORDS
 
 ROW = {
     "name": "mood",
@@ -112,3 +112,16 @@ def test_scores_that_cannot_be_are_refused(scores: Tensor, message: str) -> None
 
 def test_scores_become_float64() -> None:
     assert check_scores(torch.tensor([1, 2]), 2, read_behavior(ROW)).dtype == torch.float64
+
+
+def test_the_texts_of_pairs_and_behaviors(files: dict[str, Path]) -> None:
+    pairs = [text for pair in PAIRS for text in pair]
+    assert texts_of(files["contrast"], files["behavior"]) == [*pairs, *PROMPTS]
+    assert texts_of(PAIRS, read_behavior(files["behavior"])) == [*pairs, *PROMPTS]
+    with pytest.raises(LrtError, match="'positive_tokens' must be a list"):
+        texts_of({"prompts": ["a"]})
+
+
+def test_an_answer_that_stands_twice_is_refused(bridges: tuple[Any, Any]) -> None:
+    with pytest.raises(LrtError, match="stands twice"):
+        AnswerTokens(("word1", "word1"), ("word2",)).scorer(bridges[0].tokenizer)

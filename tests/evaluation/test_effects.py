@@ -10,6 +10,7 @@ from torch import Tensor
 from lrt_tl.errors import LrtError
 from lrt_tl.evaluation.behavior import AnswerTokens, Behavior
 from lrt_tl.evaluation.effects import check_coefficients, dose_response, slopes
+from lrt_tl.models.attach import attached
 from tests.checkpoints import WORDS
 
 PROMPTS = ("word1", "word2 word3 word4 word5", "word9 word8", "word1 word1 word1")
@@ -44,6 +45,14 @@ def test_dose_response_is_that_of_one_prompt_at_a_time(pair: tuple[Any, Any], ba
     torch.testing.assert_close(scores, torch.tensor(expected, dtype=torch.float64), rtol=0, atol=2e-4)
     assert float(scores.std(0).max()) > 0.05  # the arms differ
     assert torch.equal(scores[0, 1], scores[2, 1])  # but not at 0
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 5, 100])
+def test_a_forward_pass_has_no_more_rows_than_it_may(bridges: tuple[Any, Any], batch_size: int) -> None:
+    rows: list[int] = []
+    with attached(bridges[1], [(HOOK, lambda activation, hook: rows.append(len(activation)))]):
+        dose_response(bridges[1], HOOK, directions(), BEHAVIOR, COEFFICIENTS, batch_size=batch_size)
+    assert max(rows) <= batch_size
 
 
 def test_without_a_beginning_of_sequence(bridges: tuple[Any, Any]) -> None:

@@ -1,6 +1,7 @@
 """The whole measurement on small random models, against effects worked out by hand."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -191,3 +192,22 @@ def _towards(model: Any) -> SteeringVector:
     total.backward()
     assert delta.grad is not None
     return SteeringVector(delta.grad / delta.grad.norm(), site)
+
+
+def test_a_map_that_ends_elsewhere_is_refused(
+    bridges: tuple[Any, Any], vectors: tuple[SteeringVector, ...], affine_map: AffineMap, texts: list[str]
+) -> None:
+    _, transferred, native = vectors
+    to_another_layer = fit_affine_map(*bridges, texts, layers=(1, 0))
+    backwards = fit_affine_map(bridges[1], bridges[0], texts, layers=(2, 1))
+    assert affine_map.target.model is not None
+    other_basis = replace(
+        affine_map, target=replace(affine_map.target, model=replace(affine_map.target.model, basis="centered"))
+    )
+    for wrong, message in (
+        (to_another_layer, r"ends at large L0 .* the vectors are at large L2"),
+        (backwards, r"ends at small L1 \(16 dimensions\)"),
+        (other_basis, "the map's target belongs to large; .* basis is raw, not centered"),
+    ):
+        with pytest.raises(MismatchError, match=message):
+            evaluate_transfer(bridges[1], transferred, BEHAVIOR, native=native, affine_map=wrong)

@@ -79,7 +79,6 @@ def test_the_page_shows_the_answer_first_and_then_the_figures() -> None:
     ("recovery", "said"),
     [
         (Recovery(0.5, 0.4, 0.6), "has 50 % [40, 60] of the effect of large's own vector"),
-        (Recovery(0.5, None, None, "one prompt only"), "has 50 % of the effect"),
         (Recovery(None, None, None, "the native slope is low"), "no recovery can be stated on large, for the native"),
     ],
 )

@@ -179,6 +179,7 @@ class WithTokenizer:
     """As much of a model as its tokenizer needs."""
 
     hook_dict: dict[str, Any] = {}  # noqa: RUF012
+    blocks = W_E = None
 
     def __init__(self, name: str, tokenizer: Any) -> None:
         self.cfg = SimpleNamespace(model_name=name)
@@ -207,3 +208,20 @@ def test_the_difference_of_two_tokenizers_is_named(other: Callable[[], Any], dif
 def test_a_model_without_a_tokenizer_is_refused() -> None:
     with pytest.raises(LrtError, match="no tokenizer: load it with one"):
         require_same_tokenizer(WithTokenizer("small", tokenizer()), WithTokenizer("large", None))
+
+
+def test_an_added_word_is_a_difference_and_so_is_another_beginning() -> None:
+    with_word, begins_otherwise = tokenizer(), tokenizer(bos_token="word5")
+    with_word.add_tokens(["word1 word2"])
+    with pytest.raises(MismatchError, match="43 and 44 entries"):
+        require_same_tokenizer(WithTokenizer("small", tokenizer()), WithTokenizer("large", with_word))
+    with pytest.raises(MismatchError, match=r"their texts begin with tokens 1 and 8"):
+        require_same_tokenizer(WithTokenizer("small", tokenizer()), WithTokenizer("large", begins_otherwise))
+
+
+def test_a_raw_model_whose_row_means_are_small_is_not_taken_for_a_centered_one(gpt2: Path) -> None:
+    model = load_model(gpt2)
+    with torch.no_grad():
+        for weight in (model.W_E, *(block.mlp.W_out for block in model.blocks), *(b.attn.W_O for b in model.blocks)):
+            weight -= 0.9 * weight.mean(-1, keepdim=True)
+    assert identify(model).basis == "raw"

@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 
 from lrt_tl.errors import LrtError
+from lrt_tl.models.capture import capture
 from lrt_tl.models.loading import load_model
 from lrt_tl.steering.extraction import mean_difference, text_states
-from tests.checkpoints import CLASSES
+from tests.checkpoints import CLASSES, PAIRS
 from tests.steering.reference import residual_and_logits
+from tests.unchecked import without_type_checks
 
 LAYER = 1
 
@@ -133,3 +135,21 @@ def test_an_activation_that_is_not_finite_names_its_text(folders: Any, model_cla
     with pytest.raises(LrtError, match=r"blocks\.1\.hook_resid_post: .* NaN .* on the text 'word5 word9 word6'"):
         mean_difference(model, pairs, layer=1)
     mean_difference(model, pairs[:1], layer=1)
+
+
+def test_what_is_infinite_at_a_special_token_does_not_matter(
+    bridges: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exact = mean_difference(bridges[0], PAIRS, layer=1)
+
+    def overflowing(model: Any, tokens: Any, mask: Any, hook_names: Any) -> Any:
+        found = capture(model, tokens, mask, hook_names)
+        return {name: states.index_fill(1, torch.tensor([0]), float("inf")) for name, states in found.items()}
+
+    monkeypatch.setattr("lrt_tl.steering.extraction.capture", overflowing)
+    assert torch.equal(mean_difference(bridges[0], PAIRS, layer=1).direction, exact.direction)
+
+
+def test_a_position_that_is_none_is_refused(bridges: tuple[Any, Any]) -> None:
+    with without_type_checks(), pytest.raises(LrtError, match="position='first': use 'mean', 'last' or a number"):
+        mean_difference(bridges[0], PAIRS, layer=1, position="first")  # type: ignore[arg-type]

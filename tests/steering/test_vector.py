@@ -473,3 +473,18 @@ def test_a_vector_is_shown_in_one_line(bridges: Any) -> None:
     assert repr(vector) == "SteeringVector(small L2, 16 dimensions, norm 4, mean_difference)"
     assert vector.scaled_to(2.0).norm == pytest.approx(2.0)
     assert vector.provenance == vector.scaled_to(2.0).provenance
+
+
+@pytest.mark.parametrize("coefficient", [float("nan"), float("inf")])
+def test_a_coefficient_that_is_no_number_is_refused(pair: tuple[Any, Any], coefficient: float) -> None:
+    vector = SteeringVector(torch.ones(24), site_of(pair[1], layer=1), residual_norm=2.0)
+    for scale in ("vector", "residual"):
+        with pytest.raises(LrtError, match="must be a finite number"):
+            vector.strength(coefficient, scale=scale)  # type: ignore[arg-type]
+
+
+def test_strength_keeps_its_sign() -> None:
+    vector = SteeringVector(torch.tensor([3.0, 4.0]), Site("blocks.0.hook_resid_post", 2), residual_norm=10.0)
+    assert vector.strength(-0.5) == -0.5
+    assert vector.strength(-0.5, scale="residual") == -1.0  # half of 10 is one length of the vector
+    torch.testing.assert_close(vector.delta(-0.5, scale="residual"), torch.tensor([-3.0, -4.0]))

@@ -247,3 +247,15 @@ def test_a_document_of_ones_own_making() -> None:
         yield Document("mine", "text")
 
     assert list(read_documents(Documents("mine", read))) == [Document("mine", "text")]
+
+
+@pytest.mark.parametrize("text", ["今天天气很好我们去公园散步吧", "きょうはいい天気ですね", "วันนี้อากาศดีมาก"])
+def test_texts_without_spaces_are_found_inside_others(text: str) -> None:
+    assert f"before {text} after" in Exclusion([text])
+    assert f"前{text}後" in Exclusion([text])
+    assert text[:-2] not in Exclusion([text])
+
+
+def test_one_string_is_not_a_list_of_texts() -> None:
+    with pytest.raises(LrtError, match="not the one string 'abc'"):
+        Exclusion("abc")
