@@ -108,6 +108,8 @@ def load_artifact(folder: str | Path, *, kind: str) -> tuple[dict[str, Any], dic
         ArtifactError: the folder is missing, incomplete, damaged, edited, or of another kind or version.
     """
     folder = Path(folder)
+    if not folder.is_dir():
+        raise ArtifactError(f"there is no folder {folder}")
     for name in (_CONFIG, _TENSORS):
         if not (folder / name).is_file():
             raise ArtifactError(f"{folder} holds no {name}: it is not an lrt_tl {kind}, or it is incomplete")

@@ -78,16 +78,21 @@ def transfer(
         raise LrtError(f"{len(contrast)} --contrast and {len(behavior)} --behavior: give one of each for every vector")
     grid, ends = _numbers(coefficients), _ends(layers)
     from lrt_tl.artifacts import refuse_existing
+    from lrt_tl.evaluation.behavior import read_behavior
     from lrt_tl.evaluation.report import headline
+    from lrt_tl.steering.contrast import read_contrast_pairs
+    from lrt_tl.text.documents import read_documents
     from lrt_tl.transfer import transfer as run_transfer
 
     refuse_existing(out)
+    read = read_documents(documents)
+    tasks = [(read_contrast_pairs(pairs), read_behavior(file)) for pairs, file in zip(contrast, behavior, strict=True)]
     models = [_load(name, model_class, processed, device, dtype) for name in (source, target)]
     run = run_transfer(
         models[0],
         models[1],
-        documents,
-        list(zip(contrast, behavior, strict=True)),
+        read,
+        tasks,
         **ends,
         position=_position(position),
         coefficients=grid,
@@ -132,14 +137,15 @@ def fit(
     from lrt_tl.alignment.fit import fit_affine_map
     from lrt_tl.artifacts import refuse_existing
     from lrt_tl.evaluation.behavior import texts_of
+    from lrt_tl.text.documents import read_documents
 
     refuse_existing(out)
-    texts = texts_of(*(exclude or []))
+    texts, read = texts_of(*(exclude or [])), read_documents(documents)
     models = [_load(name, model_class, processed, device, dtype) for name in (source, target)]
     affine_map = fit_affine_map(
         models[0],
         models[1],
-        documents,
+        read,
         **ends,
         exclude=texts,
         batch_size=batch_size,
@@ -166,12 +172,14 @@ def extract(
 ) -> None:
     """Find a steering vector: the mean difference over contrast pairs."""
     from lrt_tl.artifacts import refuse_existing
+    from lrt_tl.steering.contrast import read_contrast_pairs
     from lrt_tl.steering.extraction import mean_difference
 
     refuse_existing(out)
     place: dict[str, Any] = {"layer": int(layer)} if layer.isdigit() else {"hook_name": layer}
+    pairs = read_contrast_pairs(contrast)
     loaded = _load(model, model_class, processed, device, dtype)
-    vector = mean_difference(loaded, contrast, position=_position(position), prepend_bos=prepend_bos, **place)
+    vector = mean_difference(loaded, pairs, position=_position(position), prepend_bos=prepend_bos, **place)
     vector.save(out)
     print(vector)
 
@@ -252,20 +260,23 @@ def evaluate(
     grid = _numbers(coefficients)
     from lrt_tl.alignment.affine_map import AffineMap
     from lrt_tl.artifacts import refuse_existing, write_json
+    from lrt_tl.evaluation.behavior import read_behavior
     from lrt_tl.evaluation.evaluate import evaluate_transfer
     from lrt_tl.steering.vector import SteeringVector
     from lrt_tl.transfer import neutral_texts
 
     if figures is not None:
         refuse_existing(figures)
-    loaded = _load(target, model_class, processed, device, dtype)
+    vectors, measured = [SteeringVector.load(folder) for folder in (transferred, native)], read_behavior(behavior)
+    affine_map = None if map is None else AffineMap.load(map)
+    texts = [] if neutral is None else neutral_texts(neutral)
     result = evaluate_transfer(
-        loaded,
-        SteeringVector.load(transferred),
-        behavior,
-        native=SteeringVector.load(native),
-        affine_map=None if map is None else AffineMap.load(map),
-        neutral=[] if neutral is None else neutral_texts(neutral),
+        _load(target, model_class, processed, device, dtype),
+        vectors[0],
+        measured,
+        native=vectors[1],
+        affine_map=affine_map,
+        neutral=texts,
         coefficients=grid,
         n_draws=draws,
         prepend_bos=prepend_bos,

@@ -179,9 +179,10 @@ def transfer(
             prepend_bos=prepend_bos,
             seed=seed,
         )
-        strength = max(coefficients)
+        strength = min(coefficient for coefficient in coefficients if coefficient > 0)
         steering = {"plain": None, "native": (native, strength)}
-        steering["transferred"] = (transferred.scaled_to(native.norm), strength)
+        equal = transferred.scaled_to(native.norm)
+        steering |= {"transferred": (equal, strength), "transferred, reversed": (equal, -strength)}
         samples = sample_texts(target, behavior.prompts[:_SAMPLE_PROMPTS], steering, prepend_bos=prepend_bos, seed=seed)
         behaviors.append(BehaviorTransfer(vector, transferred, native, result, samples, strength))
     options: dict[str, Any] = {

@@ -173,6 +173,10 @@ class AffineMap:
         }
 
     def _check_width(self, tensor: Tensor) -> None:
+        if not isinstance(tensor, Tensor):
+            raise LrtError(
+                f"the map takes a tensor, such as cache[{self.source.hook_name!r}], not {type(tensor).__name__}"
+            )
         if tensor.shape[-1:] != (self.source.d_model,):
             raise MismatchError(
                 f"the map takes states of {self.source} with {self.source.d_model} dimensions, not a tensor of shape "

@@ -21,6 +21,7 @@ from lrt_tl.text.documents import N_FOLDS, N_SPLITS, TEST, VALIDATION, Exclusion
 
 RELATIVE_RIDGES = tuple(10.0**exponent for exponent in range(-8, 3))
 FOLDS = tuple(range(N_FOLDS))
+_SPLIT_NAMES = (*(f"fold {fold} of the cross-validation" for fold in FOLDS), "the validation split", "the test split")
 
 
 def fit_affine_map(
@@ -59,6 +60,9 @@ def fit_affine_map(
     """
     if (layers is None) == (hook_names is None):
         raise LrtError(f"give layers or hook_names, and not both: layers={layers}, hook_names={hook_names}")
+    ends = hook_names if layers is None else layers
+    if not isinstance(ends, (tuple, list)) or len(ends) != 2:
+        raise LrtError(f"layers and hook_names are of source and target, as layers=(2, 3), not {ends!r}")
     of_layers, of_names = layers or (None, None), hook_names or (None, None)
     source_site = site_of(source, layer=of_layers[0], hook_name=of_names[0])
     target_site = site_of(target, layer=of_layers[1], hook_name=of_names[1])
@@ -106,7 +110,7 @@ def fit_activations(
         hook_names: where the activations were taken. Needed with caches and with `models`; without them a map between
             tensors knows only their widths, and carries tensors but no steering vector.
         mask: True at the positions to use, in the shape of the activations without their last axis; leave out padding
-            and special tokens.
+            and special tokens. Needed where the activations have rows.
         models: the two models, to write their identities into the map.
         drop_sinks: leave out positions whose norm is over 10× the median in either model.
 
@@ -120,6 +124,11 @@ def fit_activations(
         raise LrtError(f"activations {tuple(x.shape)} and {tuple(y.shape)} are not of the same positions")
     sites = _sites(names, (x.shape[-1], y.shape[-1]), models)
     splits = _splits(document_ids, x.shape[:-1])
+    if mask is None and len(splits.shape) > 1:
+        raise LrtError(
+            "say with mask= which positions of the rows are text, so that padding and special tokens are left out "
+            "(mask=torch.ones(rows, positions) if all are to be used)"
+        )
     keep = torch.ones(splits.shape, dtype=torch.bool) if mask is None else mask.bool().cpu()
     if keep.shape != splits.shape:
         raise LrtError(f"a mask {tuple(keep.shape)} does not fit activations {tuple(x.shape)}")
@@ -161,6 +170,10 @@ def solve(
             f"{smallest} positions (without the largest fold) cannot determine a map of {source.d_model} source "
             "dimensions: give it more text, at least 20 positions a dimension"
         )
+    for split, name in enumerate(_SPLIT_NAMES):
+        if moments.count[split] < 2:
+            n = int(moments.count[split])
+            raise LrtError(f"{name} has {n} positions: there is too little text; give it a few hundred documents")
     train = moments.centered(FOLDS)
     penalties = penalty_grid(moments, FOLDS, relative_ridges)
     validated = cross_validate(moments, FOLDS, penalties)

@@ -16,10 +16,10 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from lrt_tl.errors import LrtError
-from lrt_tl.models.calls import require_at_rest
 from lrt_tl.models.capture import capture
 from lrt_tl.models.identity import require_same_tokenizer
 from lrt_tl.models.protocol import HookedModel
+from lrt_tl.steering.hooks import require_at_rest
 from lrt_tl.text.batches import BatchCounts, Layout, TokenBatch, token_batches
 from lrt_tl.text.documents import Document, Documents, Exclusion, hash_of
 
@@ -126,8 +126,8 @@ class Harvest:
         names = ("context_length", "layout", "prepend_bos")
         counts.settings = {"documents": self.documents.name, **{name: getattr(self, name) for name in names}}
         batch_counts = BatchCounts()
-        documents = iter(tqdm(self._kept(counts), desc="harvest", unit=" documents"))
-        for batch in self._batches(documents, batch_counts, layout=self.layout):
+        progress = tqdm(desc="harvest", unit=" positions", unit_scale=True)
+        for batch in self._batches(self._kept(counts), batch_counts, layout=self.layout):
             states = self._states(batch)
             counts.documents, counts.tokens_truncated = batch_counts.documents, batch_counts.tokens_truncated
             splits = batch.splits[:, None].expand_as(batch.content)[batch.content]
@@ -137,8 +137,10 @@ class Harvest:
             counts.special_dropped += int(batch.mask.sum() - batch.content.sum())
             counts.sinks_dropped += int(sink.sum())
             counts.positions += int((~sink).sum())
+            progress.update(len(splits))
             kept = {key: a[~sink.to(a.device)] if sink.any() else a for key, a in states.items()}
             yield PairedActivations(_part(kept, "source:"), _part(kept, "target:"), splits[~sink])
+        progress.close()
 
     def _kept(self, counts: HarvestCounts) -> Iterator[Document]:
         for document in self.documents:

@@ -75,6 +75,8 @@ def read_behavior(source: Any) -> Behavior:
         return source
     where = "behavior"
     if isinstance(source, (str, Path)):
+        if Path(source).suffix != ".json":
+            raise LrtError(f"{source}: a behavior is a .json file with prompts, positive_tokens and negative_tokens")
         source, where = read_json(Path(source)), str(source)
     if not isinstance(source, dict):
         raise LrtError(f"{where} must be a mapping, not {type(source).__name__}")
@@ -104,7 +106,9 @@ def texts_of(*sources: Any) -> list[str]:
 
 
 def _strings(source: dict[str, Any], key: str, where: str) -> tuple[str, ...]:
-    value = source.get(key)
+    if key not in source:
+        raise LrtError(f"{where}: {key!r} is missing; it has {sorted(map(str, source))}")
+    value = source[key]
     if not isinstance(value, list) or not value or not all(isinstance(item, str) for item in value):
         raise LrtError(f"{where}: {key!r} must be a list of strings that is not empty")
     return tuple(value)

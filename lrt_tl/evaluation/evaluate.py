@@ -16,9 +16,9 @@ from lrt_tl.evaluation.controls import N_DRAWS, random_directions, shuffled_map_
 from lrt_tl.evaluation.effects import COEFFICIENTS, check_coefficients, dose_response, slopes
 from lrt_tl.evaluation.matched_kl import scales_of_equal_kl
 from lrt_tl.evaluation.recovery import Recovery, rank, recovery
-from lrt_tl.models.calls import require_at_rest
 from lrt_tl.models.identity import identify, require_same_model
 from lrt_tl.models.protocol import HookedModel
+from lrt_tl.steering.hooks import require_at_rest
 from lrt_tl.steering.vector import SteeringVector
 from lrt_tl.tables import html_table
 
@@ -190,6 +190,8 @@ def _check_vectors(
 ) -> None:
     """All of one place in the target, which nothing else steers."""
     require_at_rest(target)
+    if "transported_through" in native.provenance:
+        raise LrtError(f"the native vector must be found in the target itself; this one was transported: {native}")
     for vector in (native, transferred):
         vector.check_model(target)
     if native.site.hook_name != transferred.site.hook_name:

@@ -22,6 +22,12 @@ class Attachment:
             point.add_hook(hook)
             self._handles.append((point, point.fwd_hooks[-1]))
 
+    def is_on(self) -> bool:
+        """Whether all hooks are still there: `model.reset_hooks()` takes off everybody's."""
+        return bool(self._handles) and all(
+            any(other is handle for other in point.fwd_hooks) for point, handle in self._handles
+        )
+
     def remove(self) -> None:
         """Take the hooks off. One that `model.reset_hooks()` has already removed is no matter."""
         for point, handle in self._handles:

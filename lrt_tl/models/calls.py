@@ -174,17 +174,3 @@ def watch(model: HookedModel) -> CallWatcher:
     if watcher is None:
         watcher = _watchers[model] = CallWatcher(model)
     return watcher.acquire()
-
-
-def require_at_rest(model: HookedModel) -> None:
-    """Refuse to measure a model that something would silently change.
-
-    Raises:
-        LrtError: a steering vector is attached to it, or it is a Bridge in training mode, with dropout.
-    """
-    if model in _watchers:
-        raise LrtError(
-            f"{model.cfg.model_name} is being steered by a vector that is attached to it: remove() its handle first"
-        )
-    if getattr(getattr(model, "original_model", None), "training", False):
-        raise LrtError(f"{model.cfg.model_name} is in training mode, where dropout is random: call model.eval() first")

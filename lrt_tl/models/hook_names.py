@@ -29,7 +29,7 @@ def resolve_hook_name(model: HookedModel, *, layer: int | None = None, hook_name
         raise LrtError(f"give a layer or a hook name, and not both: layer={layer}, hook_name={hook_name!r}")
     n_layers = model.cfg.n_layers
     if layer is not None:
-        if not 0 <= layer < n_layers:
+        if not isinstance(layer, int) or not 0 <= layer < n_layers:
             raise LrtError(f"layer {layer} is out of range: {model.cfg.model_name} has layers 0 to {n_layers - 1}")
         return f"blocks.{layer}.hook_resid_post"
     assert hook_name is not None

@@ -131,8 +131,8 @@ def require_same_model(expected: ModelIdentity, actual: ModelIdentity, *, what: 
 
 
 _HOW_TO_LOAD = {
-    "raw": "Load it without processing: TransformerBridge.boot_transformers(...) as it comes, or "
-    "HookedTransformer.from_pretrained_no_processing(...).",
+    "raw": "Load it without processing: TransformerBridge.boot_transformers(...) as it comes (what "
+    "enable_compatibility_mode() has done cannot be undone), or HookedTransformer.from_pretrained_no_processing(...).",
     "centered": "Load it with centered weights: HookedTransformer.from_pretrained(...), or a TransformerBridge after "
     "enable_compatibility_mode().",
 }

@@ -9,11 +9,11 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from lrt_tl.errors import LrtError
-from lrt_tl.models.calls import require_at_rest
 from lrt_tl.models.capture import capture
 from lrt_tl.models.identity import site_of
 from lrt_tl.models.protocol import HookedModel
 from lrt_tl.steering.contrast import data_hash, read_contrast_pairs
+from lrt_tl.steering.hooks import require_at_rest
 from lrt_tl.steering.vector import SteeringVector
 from lrt_tl.text.batches import pad, tokenize
 

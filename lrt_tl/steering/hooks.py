@@ -1,6 +1,8 @@
 """Adding a vector to the residual stream, as TransformerLens hooks."""
 
 from collections.abc import Callable
+from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Bool, Float
@@ -28,6 +30,8 @@ def adding_hook(
     idle = not bool(delta.any())
 
     def add(activation: Tensor, hook: object) -> Tensor | None:
+        if activation.shape[-1] != len(delta):
+            raise LrtError(f"a vector of {len(delta)} dimensions cannot be added to states of {activation.shape[-1]}")
         selected = selector(activation).to(activation.device)
         on_change(0 if idle else int(selected.sum()))
         if idle:
@@ -65,6 +69,8 @@ class SteeringHandle:
         except BaseException:
             watcher.release()
             raise
+        self._listed = _handles.setdefault(model, [])
+        self._listed.append(self)
 
     def _count(self, positions: int) -> None:
         self.calls += 1
@@ -76,13 +82,47 @@ class SteeringHandle:
         if self._release is not None:
             self._release()
             self._release = None
+            self._listed.remove(self)
+
+    def is_at_work(self) -> bool:
+        """False after `remove()`, and after `model.reset_hooks()`, which takes off everybody's hooks."""
+        return self._attachment.is_on()
 
     def __repr__(self) -> str:
-        state = "removed" if self._release is None else "at work"
+        state = "at work" if self.is_at_work() else "removed"
         return (
             f"SteeringHandle({self.hook_name} × {self.coefficient:g}, {self.positions!r}, {state}: "
             f"{self.calls} calls, {self.positions_touched} positions touched)"
         )
+
+
+_handles: "WeakKeyDictionary[Any, list[SteeringHandle]]" = WeakKeyDictionary()
+
+
+def steered(model: HookedModel) -> list[SteeringHandle]:
+    """The handles of the vectors that are attached to a model now, also of those whose handle was lost.
+
+    `for handle in steered(model): handle.remove()` takes all of them off.
+    """
+    for handle in list(_handles.get(model, [])):
+        if not handle.is_at_work():
+            handle.remove()
+    return list(_handles.get(model, []))
+
+
+def require_at_rest(model: HookedModel) -> None:
+    """Refuse to measure a model that something would silently change.
+
+    Raises:
+        LrtError: a steering vector is attached to it, or it is a Bridge in training mode, with dropout.
+    """
+    if handles := steered(model):
+        raise LrtError(
+            f"{model.cfg.model_name} is being steered by {handles}: take that off first, with "
+            "for handle in lrt_tl.steered(model): handle.remove()"
+        )
+    if getattr(getattr(model, "original_model", None), "training", False):
+        raise LrtError(f"{model.cfg.model_name} is in training mode, where dropout is random: call model.eval() first")
 
 
 def fixed_selector(positions: Positions, *, tokens: Tensor | None = None, mask: Tensor | None = None) -> Selector:
@@ -104,7 +144,7 @@ def fixed_selector(positions: Positions, *, tokens: Tensor | None = None, mask: 
     if mask is None:
         if positions == "all":
             return lambda activation: torch.ones(activation.shape[:2], dtype=torch.bool, device=activation.device)
-        raise LrtError(f"positions={positions!r} needs the tokens, or the mask, that the model will be run on")
+        raise LrtError(f"positions={positions!r} needs tokens= or mask=, those that the model will be run on")
     if mask.ndim != 2 or (tokens is not None and tokens.shape != mask.shape):
         shapes = {name: tuple(x.shape) for name, x in (("tokens", tokens), ("mask", mask)) if x is not None}
         raise LrtError(f"tokens and mask must both be [row, position], not {shapes}")

@@ -177,6 +177,7 @@ class SteeringVector:
 
     def __repr__(self) -> str:
         method = self.provenance.get("method", "given")
+        method += f" of {self.provenance['n_pairs']} pairs" if "n_pairs" in self.provenance else ""
         carried = ", transported" if "transported_through" in self.provenance else ""
         return f"SteeringVector({self.site}, {self.site.d_model} dimensions, norm {self.norm:.3g}, {method}{carried})"
 

@@ -96,7 +96,9 @@ class Exclusion:
 
     def __init__(self, texts: Iterable[str], *, min_words: int = 5) -> None:
         if isinstance(texts, str):
-            raise LrtError(f"the texts to exclude must be a list, not the one string {texts[:40]!r}")
+            raise LrtError(
+                f"the texts to exclude must be a list, not the one string {texts[:40]!r}: see lrt_tl.texts_of"
+            )
         self._size = min_words
         self._whole: set[tuple[str, ...]] = set()
         self._by_start: dict[tuple[str, ...], list[tuple[str, ...]]] = {}

@@ -50,7 +50,8 @@ MISSING: list[tuple[dict[str, Any], str]] = [
 @pytest.mark.parametrize(("changes", "key"), MISSING)
 def test_a_missing_key_is_named(changes: dict[str, Any], key: str) -> None:
     row = {name: value for name, value in (ROW | changes).items() if value is not None}
-    with pytest.raises(LrtError, match=f"behavior: '{key}' must be a list of strings that is not empty"):
+    wrong = "must be a list of strings that is not empty" if key in row else "is missing; it has"
+    with pytest.raises(LrtError, match=f"behavior: '{key}' {wrong}"):
         read_behavior(row)
 
 
@@ -118,7 +119,7 @@ def test_the_texts_of_pairs_and_behaviors(files: dict[str, Path]) -> None:
     pairs = [text for pair in PAIRS for text in pair]
     assert texts_of(files["contrast"], files["behavior"]) == [*pairs, *PROMPTS]
     assert texts_of(PAIRS, read_behavior(files["behavior"])) == [*pairs, *PROMPTS]
-    with pytest.raises(LrtError, match="'positive_tokens' must be a list"):
+    with pytest.raises(LrtError, match="'positive_tokens' is missing"):
         texts_of({"prompts": ["a"]})
 
 

@@ -211,3 +211,8 @@ def test_a_map_that_ends_elsewhere_is_refused(
     ):
         with pytest.raises(MismatchError, match=message):
             evaluate_transfer(bridges[1], transferred, BEHAVIOR, native=native, affine_map=wrong)
+
+
+def test_a_transported_vector_is_not_native(bridges: tuple[Any, Any], vectors: tuple[SteeringVector, ...]) -> None:
+    with pytest.raises(LrtError, match="must be found in the target itself"):
+        evaluate_transfer(bridges[1], vectors[1], BEHAVIOR, native=vectors[1])

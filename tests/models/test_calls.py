@@ -4,7 +4,6 @@ import gc
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,10 +12,8 @@ from torch import Tensor
 
 from lrt_tl.errors import LrtError
 from lrt_tl.models.attach import attached
-from lrt_tl.models.calls import Call, call_from_mask, require_at_rest, watch
-from lrt_tl.models.identity import site_of
+from lrt_tl.models.calls import Call, call_from_mask, watch
 from lrt_tl.models.loading import load_model
-from lrt_tl.steering.vector import SteeringVector
 from tests.checkpoints import CLASSES
 
 NAME = "blocks.1.hook_resid_post"
@@ -188,16 +185,3 @@ def test_a_stream_goes_on_after_the_watcher_is_gone(model: Any) -> None:
     parts += list(stream)
     assert torch.equal(torch.cat(parts, dim=1), expected)
     assert len(calls) == 1
-
-
-def test_a_model_that_something_changes_is_not_measured(folders: tuple[Path, Path]) -> None:
-    model = load_model(folders[1])
-    require_at_rest(model)
-    handle = SteeringVector(torch.ones(24), site_of(model, layer=1)).attach(model, 2.0)
-    with pytest.raises(LrtError, match="large is being steered"):
-        require_at_rest(model)
-    handle.remove()
-    require_at_rest(model)
-    model.train()
-    with pytest.raises(LrtError, match=r"training mode.*model\.eval\(\)"):
-        require_at_rest(model)

@@ -67,8 +67,8 @@ def test_without_a_mask_all_tokens_are_text() -> None:
     ("asked", "message"),
     [
         ({"positions": "generated", "tokens": MASK}, r"use vector\.apply"),
-        ({"positions": "prompt"}, "needs the tokens, or the mask"),
-        ({"positions": [0]}, "needs the tokens, or the mask"),
+        ({"positions": "prompt"}, "needs tokens= or mask="),
+        ({"positions": [0]}, "needs tokens= or mask="),
         ({"positions": -1, "tokens": MASK}, "whole numbers from 0"),
         ({"positions": [], "tokens": MASK}, "whole numbers from 0"),
         ({"positions": "last", "tokens": MASK}, "use 'all', 'prompt', 'generated'"),

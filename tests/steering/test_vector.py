@@ -11,6 +11,7 @@ from torch import Tensor
 from lrt_tl.errors import ArtifactError, LrtError, MismatchError
 from lrt_tl.models.identity import Site, site_of
 from lrt_tl.models.loading import load_model
+from lrt_tl.steering.hooks import require_at_rest, steered
 from lrt_tl.steering.vector import SteeringVector
 from tests.checkpoints import CLASSES, hooked_only
 from tests.steering.reference import CHOSEN, steered_greedy, steered_logits
@@ -488,3 +489,35 @@ def test_strength_keeps_its_sign() -> None:
     assert vector.strength(-0.5) == -0.5
     assert vector.strength(-0.5, scale="residual") == -1.0  # half of 10 is one length of the vector
     torch.testing.assert_close(vector.delta(-0.5, scale="residual"), torch.tensor([-3.0, -4.0]))
+
+
+def test_a_model_that_something_changes_is_not_measured(folders: tuple[Path, Path]) -> None:
+    model = load_model(folders[1])
+    vector = SteeringVector(torch.ones(24), site_of(model, layer=1))
+    require_at_rest(model)
+    handles = [vector.attach(model, 2.0), vector.attach(model, 3.0)]
+    assert steered(model) == handles
+    with pytest.raises(LrtError, match=r"large is being steered by .*in lrt_tl\.steered\(model\)"):
+        require_at_rest(model)
+    for handle in steered(model):
+        handle.remove()
+    assert steered(model) == []
+    require_at_rest(model)
+    model.train()
+    with pytest.raises(LrtError, match=r"training mode.*model\.eval\(\)"):
+        require_at_rest(model)
+
+
+def test_a_handle_knows_that_the_models_hooks_were_reset(pair: tuple[Any, Any]) -> None:
+    handle = SteeringVector(torch.ones(24), site_of(pair[1], layer=1)).attach(pair[1], 2.0)
+    assert "at work" in repr(handle)
+    pair[1].reset_hooks()
+    assert "removed" in repr(handle)
+    require_at_rest(pair[1])
+    assert "generate" not in vars(pair[1])
+
+
+def test_bare_hooks_refuse_states_of_another_width(pair: tuple[Any, Any]) -> None:
+    vector = SteeringVector(torch.ones(16), Site("blocks.1.hook_resid_post", 16))
+    with pytest.raises(LrtError, match="a vector of 16 dimensions cannot be added to states of 24"):
+        pair[1].run_with_hooks(torch.tensor([[1, 5]]), fwd_hooks=vector.hooks(1.0))
