@@ -2,13 +2,13 @@
 
 import shlex
 import sys
-from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from lrt_tl.errors import LrtError
+from lrt_tl.tables import print_columns, print_table
 
 if TYPE_CHECKING:
     from lrt_tl.models.protocol import HookedModel
@@ -105,9 +105,9 @@ def transfer(
         arguments={"command": shlex.join(["lrt-tl", *sys.argv[1:]])},
     )
     run.save(out)
-    _print_table("The map", run.affine_map.summary())
+    print_table("The map", run.affine_map.summary())
     for found in run.behaviors:
-        _print_table(found.result.behavior, found.result.table())
+        print_table(found.result.behavior, found.result.table())
         print(headline(found.result, models[1].cfg.model_name))
     print(f"\n{out / 'report.html'} shows the curves and texts; {out / 'summary.json'} holds the figures.")
 
@@ -154,7 +154,7 @@ def fit(
         prepend_bos=prepend_bos,
     )
     affine_map.save(out)
-    _print_table("The map", affine_map.summary())
+    print_table("The map", affine_map.summary())
 
 
 @app.command()
@@ -233,7 +233,7 @@ def steer(
         prepend_bos=prepend_bos,
         seed=seed,
     )
-    _print_columns(f"coefficient {coefficient:g} ({scale})", rows)
+    print_columns(f"coefficient {coefficient:g} ({scale})", rows)
 
 
 @app.command()
@@ -284,7 +284,7 @@ def evaluate(
     )
     if figures is not None:
         write_json(figures, result.summary())
-    _print_table(result.behavior, result.table())
+    print_table(result.behavior, result.table())
 
 
 def main() -> None:
@@ -330,28 +330,3 @@ def _numbers(text: str) -> list[float]:
         return [float(part) for part in text.split(",")]
     except ValueError as error:
         raise LrtError(f"{text!r} is not a list of numbers with commas between them, as {GRID}") from error
-
-
-def _print_table(title: str, rows: Mapping[str, str]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(title=Text(title), title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0))
-    for name, value in rows.items():
-        table.add_row(Text(name), Text(value))
-    Console().print(table)
-
-
-def _print_columns(title: str, rows: Iterable[Mapping[str, str]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(title=Text(title), title_justify="left", show_lines=True)
-    for number, row in enumerate(rows):
-        if number == 0:
-            for column in row:
-                table.add_column(column, overflow="fold")
-        table.add_row(*map(Text, row.values()))
-    Console().print(table)

@@ -1,7 +1,7 @@
-"""Names and values as a table of HTML."""
+"""Names and values as a table: of HTML, or in the terminal."""
 
 import html
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 
 def html_table(rows: Mapping[str, str], *, caption: str = "") -> str:
@@ -9,3 +9,30 @@ def html_table(rows: Mapping[str, str], *, caption: str = "") -> str:
     title = f"<caption>{html.escape(caption)}</caption>" if caption else ""
     cells = (f"<tr><th>{html.escape(name)}</th><td>{html.escape(value)}</td></tr>" for name, value in rows.items())
     return f"<table style='text-align:left'>{title}{''.join(cells)}</table>"
+
+
+def print_table(title: str, rows: Mapping[str, str]) -> None:
+    """The same in the terminal. Nothing in it is read as markup."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=Text(title), title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0))
+    for name, value in rows.items():
+        table.add_row(Text(name), Text(value))
+    Console().print(table)
+
+
+def print_columns(title: str, rows: Iterable[Mapping[str, str]]) -> None:
+    """Rows of one column a key, in the terminal. Nothing in them is read as markup."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=Text(title), title_justify="left", show_lines=True)
+    for number, row in enumerate(rows):
+        if number == 0:
+            for column in row:
+                table.add_column(column, overflow="fold")
+        table.add_row(*map(Text, row.values()))
+    Console().print(table)

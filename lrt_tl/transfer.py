@@ -212,10 +212,17 @@ def _check_behaviors(behaviors: Sequence[Behavior], source: HookedModel, target:
 
 
 def neutral_texts(documents: Any, exclusion: Exclusion | None = None) -> list[str]:
-    """The first few test documents: no map was fitted on them."""
+    """The first few test documents: no map was fitted on them.
+
+    Raises:
+        LrtError: no document is in the test split, which holds about a tenth of them.
+    """
     exclusion = Exclusion(()) if exclusion is None else exclusion
     texts = (document.text for document in read_documents(documents))
-    return list(islice((text for text in texts if split_of(text) == TEST and text not in exclusion), _NEUTRAL_TEXTS))
+    found = list(islice((text for text in texts if split_of(text) == TEST and text not in exclusion), _NEUTRAL_TEXTS))
+    if not found:
+        raise LrtError("no document is in the test split, from which neutral text is taken: give a hundred or more")
+    return found
 
 
 def _versions() -> dict[str, str]:

@@ -10,6 +10,8 @@ import torch
 
 import lrt_tl as lrt
 from lrt_tl.cli import main
+from lrt_tl.text.documents import TEST, split_of
+from lrt_tl.transfer import neutral_texts
 from tests.checkpoints import PAIRS
 
 FEW = {"coefficients": (-0.5, 0.0, 0.5), "n_draws": 19}
@@ -79,6 +81,14 @@ def test_documents_with_a_contrast_text_are_left_out(bridges: tuple[Any, Any], t
     run = lrt.transfer(*bridges, tainted, [([pair], behavior)], layers=(1, 2), **FEW)  # type: ignore[arg-type]
     counts = run.affine_map.report.harvest
     assert (counts["documents"], counts["documents_excluded"]) == (len(texts), 2)
+
+
+def test_neutral_texts_are_test_documents(texts: list[str]) -> None:
+    found = neutral_texts(texts)
+    assert len(found) == 8
+    assert {split_of(text) for text in found} == {TEST}
+    with pytest.raises(lrt.LrtError, match="no document is in the test split"):
+        neutral_texts([text for text in texts if split_of(text) != TEST])
 
 
 def test_bad_tasks_are_refused_before_the_models_run(bridges: tuple[Any, Any], files: dict[str, Path]) -> None:

@@ -470,3 +470,13 @@ def test_what_is_not_finite_in_hand_is_named_with_its_document() -> None:
         fit_activations(x, y, names, mask=mask)
     mask[33] = False
     assert fit_activations(x, y, names, mask=mask).report.test_r2 > 0.999
+
+
+@hooked_only
+def test_one_class_on_either_side(folders: tuple[Path, Path], bridges: tuple[Any, Any], texts: list[str]) -> None:
+    alike = fit_affine_map(*bridges, texts, layers=(1, 2))
+    hooked = [load_model(folder, model_class="hooked") for folder in folders]
+    for source, target in ((hooked[0], bridges[1]), (bridges[0], hooked[1])):
+        mixed = fit_affine_map(source, target, texts, layers=(1, 2))
+        torch.testing.assert_close(mixed.weight, alike.weight, rtol=0, atol=1e-4)
+        assert mixed.report.test_r2 == pytest.approx(alike.report.test_r2, abs=1e-4)
