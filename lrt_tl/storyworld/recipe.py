@@ -1,0 +1,134 @@
+"""How a model of the storyworld family is made: its shape, its data and its training, by name."""
+
+from dataclasses import asdict, dataclass, fields
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml  # type: ignore[import-untyped]
+
+from lrt_tl.errors import LrtError
+
+_RECIPES = Path(__file__).with_name("recipes.yaml")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that decides what a model becomes.
+
+    Attributes:
+        name: the model is saved as `storyworld-<name>`.
+        vocabulary: "permuted" trades the words of letters among themselves in the training data.
+        seed: of the initial weights.
+        data_seed: of the documents and their order.
+        tokens: the length of the learning-rate schedule, padding (a few in a hundred) included.
+        batch_tokens: tokens per step, padding included.
+        muon_lr: for the matrices of the blocks, in AdamW's scale.
+        adam_lr: for embeddings and norms.
+        warmup_share: share of the schedule in which the learning rates rise.
+        decay_share: share of the schedule, at its end, in which they fall to 0.
+        stop_at: share of the schedule after which training ends.
+    """
+
+    name: str
+    d_model: int
+    n_layers: int
+    n_heads: int
+    n_key_value_heads: int
+    d_mlp: int
+    tokenizer: Literal["word", "byte_pair"]
+    vocabulary: Literal["plain", "permuted"]
+    seed: int
+    data_seed: int
+    tokens: int
+    batch_tokens: int
+    muon_lr: float
+    adam_lr: float
+    warmup_share: float = 0.02
+    decay_share: float = 0.98
+    stop_at: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be trained.
+
+        Raises:
+            LrtError: a number or a choice is out of range, or heads do not divide the width.
+        """
+        if self.tokenizer not in ("word", "byte_pair"):
+            raise LrtError(f'{self.name}: tokenizer is "word" or "byte_pair", not {self.tokenizer!r}')
+        if self.vocabulary not in ("plain", "permuted"):
+            raise LrtError(f'{self.name}: vocabulary is "plain" or "permuted", not {self.vocabulary!r}')
+        if self.vocabulary == "permuted" and self.tokenizer != "word":
+            raise LrtError(f'{self.name}: only words can be permuted: use tokenizer "word" with "permuted"')
+        for field in ("d_model", "n_layers", "n_heads", "n_key_value_heads", "d_mlp", "tokens", "batch_tokens"):
+            if getattr(self, field) < 1:
+                raise LrtError(f"{self.name}: {field} is {getattr(self, field)}, and must be 1 or more")
+        if self.d_model % (2 * self.n_heads) or self.n_heads % self.n_key_value_heads:
+            raise LrtError(
+                f"{self.name}: {self.n_heads} heads of an even width must divide d_model={self.d_model}, and "
+                f"{self.n_key_value_heads} key-value heads the heads"
+            )
+        if not 0 < self.stop_at <= 1 or self.warmup_share + self.decay_share > 1:
+            raise LrtError(
+                f"{self.name}: stop_at={self.stop_at} must be above 0 and at most 1, and warmup_share="
+                f"{self.warmup_share} with decay_share={self.decay_share} at most 1"
+            )
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of the whole schedule."""
+        return max(1, self.tokens // self.batch_tokens)
+
+    @property
+    def steps(self) -> int:
+        """Steps that are taken."""
+        return max(1, round(self.stop_at * self.total_steps))
+
+    def learning_rate_factor(self, step: int) -> float:
+        """What the learning rates are multiplied by in step 0, 1, …: up to 1, level, and down to 0."""
+        done = (step + 0.5) / self.total_steps
+        rising = done / self.warmup_share if self.warmup_share else 1.0
+        falling = (1 - done) / self.decay_share if self.decay_share else 1.0
+        return min(1.0, rising, falling)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The recipe for a JSON file."""
+        return asdict(self)
+
+
+def recipe_names() -> list[str]:
+    """The names of all recipes, in the order of the file."""
+    return list(_read_file())
+
+
+def read_recipe(name: str) -> Recipe:
+    """The recipe of a shipped model.
+
+    Raises:
+        LrtError: there is none of that name, or the file has a field that a recipe lacks.
+    """
+    known = {field.name for field in fields(Recipe)}
+    values = _resolved(name)
+    if unknown := sorted(set(values) - known):
+        raise LrtError(f"{_RECIPES}: {name} has the unknown fields {', '.join(unknown)}; known are {sorted(known)}")
+    if missing := sorted({"d_model", "tokens", "muon_lr", "adam_lr"} - set(values)):
+        raise LrtError(f"{_RECIPES}: {name} lacks {', '.join(missing)}: state them, or take them with `like`")
+    return Recipe(**values)
+
+
+def _resolved(name: str, seen: tuple[str, ...] = ()) -> dict[str, Any]:
+    recipes = _read_file()
+    if name not in recipes:
+        raise LrtError(f"there is no recipe {name!r}: choose one of {', '.join(recipes)}")
+    if name in seen:
+        raise LrtError(f"{_RECIPES}: {' is like '.join((*seen, name))}: let one of them stand by itself")
+    own = dict(recipes[name])
+    other = own.pop("like", None)
+    inherited = _resolved(other, (*seen, name)) if other else {}
+    return {**inherited, **own, "name": name}
+
+
+@cache
+def _read_file() -> dict[str, dict[str, Any]]:
+    recipes: dict[str, dict[str, Any]] = yaml.safe_load(_RECIPES.read_text(encoding="utf-8"))
+    return recipes
