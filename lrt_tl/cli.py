@@ -12,6 +12,7 @@ from lrt_tl.tables import print_columns, print_table
 
 if TYPE_CHECKING:
     from lrt_tl.models.protocol import HookedModel
+    from lrt_tl.text.documents import Documents
 
 app = typer.Typer(
     help="Carry steering vectors from a small language model to a large one, and measure what they do there.",
@@ -24,10 +25,13 @@ app = typer.Typer(
 
 ModelClass = Literal["bridge", "hooked"]
 Dtype = Literal["float32", "bfloat16", "float16"]
-MODEL = "A model: its name on the Hugging Face hub, or a folder that holds it."
+MODEL = "A model: a bundled one (storyworld-small, …), a name on the Hugging Face hub, or a folder that holds it."
 Source = Annotated[str, typer.Option(help=MODEL)]
 Target = Annotated[str, typer.Option(help=MODEL)]
-DocumentsFile = Annotated[Path, typer.Option(help="Text to fit the map on: .txt, .jsonl or .parquet.")]
+DocumentsOption = Annotated[
+    str | None,
+    typer.Option(help="Text to fit the map on: .txt, .jsonl or .parquet; or storyworld (the default for its models)."),
+]
 Layers = Annotated[
     str, typer.Option(help="Source and target layer, as 2:3 (the residual stream after these blocks); or hook names.")
 ]
@@ -46,8 +50,12 @@ Position = Annotated[str, typer.Option(help="Where contrast texts are read: mean
 Coefficients = Annotated[str, typer.Option(help="In units of the native vector, symmetric about 0.")]
 Draws = Annotated[int, typer.Option(min=1, help="Random vectors, and maps of shuffled pairs, to compare with.")]
 Seed = Annotated[int, typer.Option(help="Of the nulls, the bootstrap and the sampled texts.")]
-Contrasts = Annotated[list[Path], typer.Option(help="Contrast pairs, .jsonl or .json; repeat it with --behavior.")]
-Behaviors = Annotated[list[Path], typer.Option(help="The behavior that the vector should change, .json.")]
+Contrasts = Annotated[
+    list[str], typer.Option(help="Contrast pairs, .jsonl or .json, or storyworld:mood; repeat it with --behavior.")
+]
+Behaviors = Annotated[
+    list[str], typer.Option(help="The behavior that the vector should change, .json, or storyworld:mood.")
+]
 GRID = "-8,-4,0,4,8"
 
 
@@ -55,11 +63,11 @@ GRID = "-8,-4,0,4,8"
 def transfer(
     source: Source,
     target: Target,
-    documents: DocumentsFile,
     contrast: Contrasts,
     behavior: Behaviors,
     layers: Layers,
     out: Out,
+    documents: DocumentsOption = None,
     model_class: ModelClassOption = "bridge",
     processed: Processed = False,
     device: Device = None,
@@ -81,12 +89,15 @@ def transfer(
     from lrt_tl.evaluation.behavior import read_behavior
     from lrt_tl.evaluation.report import headline
     from lrt_tl.steering.contrast import read_contrast_pairs
-    from lrt_tl.text.documents import read_documents
+    from lrt_tl.storyworld.named import named_behavior, named_contrast_pairs
     from lrt_tl.transfer import transfer as run_transfer
 
     refuse_existing(out)
-    read = read_documents(documents)
-    tasks = [(read_contrast_pairs(pairs), read_behavior(file)) for pairs, file in zip(contrast, behavior, strict=True)]
+    read = _documents(documents, source, target)
+    tasks = [
+        (read_contrast_pairs(named_contrast_pairs(pairs)), read_behavior(named_behavior(file)))
+        for pairs, file in zip(contrast, behavior, strict=True)
+    ]
     models = [_load(name, model_class, processed, device, dtype) for name in (source, target)]
     run = run_transfer(
         models[0],
@@ -113,14 +124,55 @@ def transfer(
 
 
 @app.command()
+def demo(
+    source: Annotated[str, typer.Option(help="A model of storyworld: small, medium, large, ….")] = "small",
+    target: Annotated[str, typer.Option(help="Another one.")] = "large",
+    behavior: Annotated[
+        list[str] | None, typer.Option(help="mood, language, refusal, register, tense, …; repeat it for several.")
+    ] = None,
+    layers: Annotated[str | None, typer.Option(help="As of transfer; by default half of each model's depth.")] = None,
+    out: Out = Path("demo"),
+    model_class: ModelClassOption = "bridge",
+    draws: Draws = 24,
+    seed: Seed = 0,
+) -> None:
+    """Carry vectors between the bundled models, and show what they do there."""
+    from lrt_tl.artifacts import refuse_existing
+    from lrt_tl.demo import BEHAVIORS, demonstrate, rows, stories
+
+    refuse_existing(out)
+    models = [
+        _load(f"storyworld-{name.removeprefix('storyworld-')}", model_class, False, None, "float32")
+        for name in (source, target)
+    ]
+    run = demonstrate(
+        models[0],
+        models[1],
+        behavior or BEHAVIORS,
+        **({} if layers is None else _ends(layers)),
+        n_draws=draws,
+        seed=seed,
+        arguments={"command": shlex.join(["lrt-tl", *sys.argv[1:]])},
+    )
+    run.save(out)
+    names = [model.cfg.model_name for model in models]
+    for found in run.behaviors[:2]:
+        told = stories(models[1], found, seed=seed)
+        print_columns(f"{found.result.behavior}: {names[1]}, from the same random numbers", map(vars, told))
+    print(f"\n{len(run.behaviors)} vectors found in {names[0]}, carried over to {names[1]} by a map fitted on text")
+    print_columns("Effect on the next word, in nats for each length of the target's own vector", rows(run))
+    print(f"{out / 'report.html'} shows the curves and texts; {out / 'summary.json'} holds the figures.")
+
+
+@app.command()
 def fit(
     source: Source,
     target: Target,
-    documents: DocumentsFile,
     layers: Layers,
     out: Out,
+    documents: DocumentsOption = None,
     exclude: Annotated[
-        list[Path] | None,
+        list[str] | None,
         typer.Option(help="Contrast pairs or behaviors: documents that contain their texts are left out."),
     ] = None,
     model_class: ModelClassOption = "bridge",
@@ -137,10 +189,11 @@ def fit(
     from lrt_tl.alignment.fit import fit_affine_map
     from lrt_tl.artifacts import refuse_existing
     from lrt_tl.evaluation.behavior import texts_of
-    from lrt_tl.text.documents import read_documents
+    from lrt_tl.storyworld.named import named_behavior, named_contrast_pairs
 
     refuse_existing(out)
-    texts, read = texts_of(*(exclude or [])), read_documents(documents)
+    texts = texts_of(*(named(file) for file in exclude or [] for named in (named_contrast_pairs, named_behavior)))
+    read = _documents(documents, source, target)
     models = [_load(name, model_class, processed, device, dtype) for name in (source, target)]
     affine_map = fit_affine_map(
         models[0],
@@ -160,7 +213,7 @@ def fit(
 @app.command()
 def extract(
     model: Annotated[str, typer.Option(help=MODEL)],
-    contrast: Annotated[Path, typer.Option(help="Contrast pairs, .jsonl or .json.")],
+    contrast: Annotated[str, typer.Option(help="Contrast pairs, .jsonl or .json, or storyworld:mood.")],
     layer: Annotated[str, typer.Option(help="The residual stream after this block; or a hook name.")],
     out: Out,
     position: Position = "mean",
@@ -174,10 +227,11 @@ def extract(
     from lrt_tl.artifacts import refuse_existing
     from lrt_tl.steering.contrast import read_contrast_pairs
     from lrt_tl.steering.extraction import mean_difference
+    from lrt_tl.storyworld.named import named_contrast_pairs
 
     refuse_existing(out)
     place: dict[str, Any] = {"layer": int(layer)} if layer.isdigit() else {"hook_name": layer}
-    pairs = read_contrast_pairs(contrast)
+    pairs = read_contrast_pairs(named_contrast_pairs(contrast))
     loaded = _load(model, model_class, processed, device, dtype)
     vector = mean_difference(loaded, pairs, position=_position(position), prepend_bos=prepend_bos, **place)
     vector.save(out)
@@ -241,9 +295,11 @@ def evaluate(
     target: Target,
     transferred: Annotated[Path, typer.Option(help="The folder of the transferred vector.")],
     native: Annotated[Path, typer.Option(help="The folder of the target's own vector.")],
-    behavior: Annotated[Path, typer.Option(help="The behavior, .json.")],
+    behavior: Annotated[str, typer.Option(help="The behavior, .json, or storyworld:mood.")],
     map: Annotated[Path | None, typer.Option(help="The folder of the map: adds the null of shuffled pairs.")] = None,
-    neutral: Annotated[Path | None, typer.Option(help="Neutral documents: adds the recovery at matched KL.")] = None,
+    neutral: Annotated[
+        str | None, typer.Option(help="Neutral documents, or storyworld: adds the recovery at matched KL.")
+    ] = None,
     figures: Annotated[
         Path | None, typer.Option("--json", help="A file to write the figures to. It must not exist.")
     ] = None,
@@ -263,13 +319,17 @@ def evaluate(
     from lrt_tl.evaluation.behavior import read_behavior
     from lrt_tl.evaluation.evaluate import evaluate_transfer
     from lrt_tl.steering.vector import SteeringVector
+    from lrt_tl.storyworld.named import named_behavior, named_documents
     from lrt_tl.transfer import neutral_texts
 
     if figures is not None:
         refuse_existing(figures)
-    vectors, measured = [SteeringVector.load(folder) for folder in (transferred, native)], read_behavior(behavior)
+    vectors, measured = (
+        [SteeringVector.load(folder) for folder in (transferred, native)],
+        read_behavior(named_behavior(behavior)),
+    )
     affine_map = None if map is None else AffineMap.load(map)
-    texts = [] if neutral is None else neutral_texts(neutral)
+    texts = [] if neutral is None else neutral_texts(named_documents(neutral))
     result = evaluate_transfer(
         _load(target, model_class, processed, device, dtype),
         vectors[0],
@@ -294,6 +354,13 @@ def main() -> None:
     except LrtError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
+
+
+def _documents(given: str | None, *models: str) -> "Documents":
+    from lrt_tl.storyworld.named import default_documents, named_documents
+    from lrt_tl.text.documents import read_documents
+
+    return read_documents(named_documents(default_documents(*models) if given is None else given))
 
 
 def _load(name: str, model_class: ModelClass, processed: bool, device: str | None, dtype: Dtype) -> "HookedModel":

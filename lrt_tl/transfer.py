@@ -24,6 +24,7 @@ from lrt_tl.models.protocol import HookedModel
 from lrt_tl.steering.contrast import read_contrast_pairs
 from lrt_tl.steering.extraction import TextPosition, mean_difference
 from lrt_tl.steering.vector import SteeringVector
+from lrt_tl.storyworld.named import default_documents, named_behavior, named_contrast_pairs, named_documents
 from lrt_tl.text.batches import Layout
 from lrt_tl.text.documents import TEST, Exclusion, read_documents, split_of
 
@@ -108,8 +109,8 @@ class TransferRun:
 def transfer(
     source: HookedModel,
     target: HookedModel,
-    documents: Any,
-    tasks: Sequence[tuple[Any, Any]],
+    documents: Any = None,
+    tasks: Sequence[tuple[Any, Any]] = (),
     *,
     layers: tuple[int, int] | None = None,
     hook_names: tuple[str, str] | None = None,
@@ -126,9 +127,11 @@ def transfer(
     """Carry steering vectors from source to target, and measure what they do there.
 
     Args:
-        documents: what the map is fitted on; whatever `read_documents` takes. Those that contain a contrast text or a
-            prompt of a behavior are dropped, and counted.
-        tasks: contrast pairs and behavior of each vector; whatever `read_contrast_pairs` and `read_behavior` take.
+        documents: what the map is fitted on; whatever `read_documents` takes, or "storyworld", which is the default
+            where both models are of that family. Those that contain a contrast text or a prompt of a behavior are
+            dropped, and counted.
+        tasks: contrast pairs and behavior of each vector; whatever `read_contrast_pairs` and `read_behavior` take, or
+            "storyworld:mood" and the like for either.
         layers: source and target layer; or `hook_names`, of both.
         position: where the contrast texts' states are read.
         coefficients: in units of the native vector.
@@ -139,11 +142,14 @@ def transfer(
         LrtError: any input is refused. Behaviors and contrast pairs are checked before the models run.
     """
     check_coefficients(coefficients)
-    read = [(read_contrast_pairs(contrast), read_behavior(behavior)) for contrast, behavior in tasks]
+    read = [
+        (read_contrast_pairs(named_contrast_pairs(contrast)), read_behavior(named_behavior(behavior)))
+        for contrast, behavior in tasks
+    ]
     _check_behaviors([behavior for _, behavior in read], source, target)
     for model, layer, name in zip((source, target), layers or (None, None), hook_names or (None, None), strict=True):
         check_writable(model, resolve_hook_name(model, layer=layer, hook_name=name))
-    documents = read_documents(documents)
+    documents = read_documents(named_documents(default_documents(source, target) if documents is None else documents))
     texts = texts_of(*(part for task in read for part in task))
     affine_map = fit_affine_map(
         source,

@@ -45,24 +45,52 @@ class AnswerTokens:
 
 
 @dataclass(frozen=True)
+class PromptAnswers:
+    """Two answers of one token each to every prompt, as the (A) and (B) of a question whose options change places.
+    The score is the log-odds of the positive one, in nats."""
+
+    positive: tuple[str, ...]
+    negative: tuple[str, ...]
+
+    def scorer(self, tokenizer: Any) -> Scorer:
+        """Raises:
+        LrtError: an answer is not a single token, is unknown, or is both the positive and the negative one.
+        """
+        positive, negative = (_single_tokens(tokenizer, side) for side in (self.positive, self.negative))
+        for number, (one, other) in enumerate(zip(positive, negative, strict=True)):
+            if one == other:
+                raise LrtError(f"both answers to prompt {number} are {self.positive[number]!r}")
+
+        def score(logits: Tensor) -> Tensor:
+            rows = torch.arange(len(logits))
+            return logits[rows, positive] - logits[rows, negative]
+
+        return score
+
+
+@dataclass(frozen=True)
 class Behavior:
     """Prompts, and how the model's next token after each is scored. Higher means more of the behavior.
 
     Raises:
-        LrtError: there is no prompt, or one is empty.
+        LrtError: there is no prompt, or one is empty, or `PromptAnswers` are not one pair a prompt.
     """
 
     name: str
     prompts: tuple[str, ...]
-    score: AnswerTokens | Scorer
+    score: AnswerTokens | PromptAnswers | Scorer
 
     def __post_init__(self) -> None:
         if not self.prompts or not all(isinstance(prompt, str) and prompt.strip() for prompt in self.prompts):
             raise LrtError(f"behavior {self.name!r} needs prompts, all of them text: {list(self.prompts)[:3]}")
+        if isinstance(self.score, PromptAnswers):
+            counts = {len(self.prompts), len(self.score.positive), len(self.score.negative)}
+            if len(counts) > 1:
+                raise LrtError(f"behavior {self.name!r} needs one positive and one negative answer a prompt: {counts}")
 
     def scorer(self, tokenizer: Any) -> Scorer:
         """The score as a function of logits, for one tokenizer."""
-        return self.score.scorer(tokenizer) if isinstance(self.score, AnswerTokens) else self.score
+        return self.score.scorer(tokenizer) if isinstance(self.score, (AnswerTokens, PromptAnswers)) else self.score
 
 
 def read_behavior(source: Any) -> Behavior:

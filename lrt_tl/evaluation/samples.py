@@ -51,4 +51,7 @@ def _continue(
             return_type="tokens",
             verbose=False,
         )
-    return str(model.tokenizer.decode(written[0, tokens.shape[1] :].tolist(), skip_special_tokens=True))
+    given, whole = (
+        str(model.tokenizer.decode(row, skip_special_tokens=True)) for row in (tokens[0].tolist(), written[0].tolist())
+    )
+    return whole[len(given) :]  # decoded by themselves, the new tokens would lose the space in front of them

@@ -16,6 +16,9 @@ from lrt_tl.errors import LrtError
 from lrt_tl.models.conversion import hooked_from_folder
 from lrt_tl.models.protocol import HookedModel
 
+BUNDLED = Path(__file__).parents[1] / "storyworld" / "weights"
+"""The folders of the models that come with the package."""
+
 _WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
 _TOKENIZER = ("tokenizer*", "vocab*", "*.model")
 
@@ -32,7 +35,7 @@ def load_model(
     """Load a language model, ready to be read and steered (in evaluation mode).
 
     Args:
-        name_or_folder: a name on the hub, or a folder that Transformers' `save_pretrained` wrote, with a
+        name_or_folder: one of the bundled models (`storyworld-small`, …), a name on the hub, or a folder that Transformers' `save_pretrained` wrote, with a
             tokenizer. Of a folder, the name without its path becomes `model.cfg.model_name`.
         model_class: "bridge" for `TransformerBridge`, "hooked" for `HookedTransformer`, which ends with
             TransformerLens 3.
@@ -104,6 +107,8 @@ def _local_folder(name_or_folder: str | Path) -> Path | None:
 
     Absolute, since TransformerLens takes a folder called `pythia-70m` for its alias of a model on the hub.
     """
+    if isinstance(name_or_folder, str) and name_or_folder.startswith("storyworld-"):
+        return _bundled_folder(name_or_folder)
     folder = Path(name_or_folder).expanduser()
     if not folder.is_dir():
         if isinstance(name_or_folder, Path) or folder.exists() or _looks_like_a_path(name_or_folder):
@@ -120,6 +125,20 @@ def _local_folder(name_or_folder: str | Path) -> Path | None:
                 f"{name_or_folder} has no {what} ({', '.join(patterns)}): save it there with save_pretrained"
             )
     return folder.resolve()
+
+
+def bundled_models() -> list[str]:
+    """The names of the models that come with the package."""
+    return sorted(config.parent.name for config in BUNDLED.glob("*/config.json"))
+
+
+def _bundled_folder(name: str) -> Path:
+    if name not in bundled_models():
+        raise LrtError(
+            f"there is no bundled model {name!r}: they are {', '.join(bundled_models())} (a folder of your own of that "
+            f"name is ./{name})"
+        )
+    return BUNDLED / name
 
 
 def _looks_like_a_path(name: str) -> bool:

@@ -1,0 +1,39 @@
+"""A small language with a known truth, and a family of models that were trained on it.
+
+Documents are drawn from a grammar (`grammar/*.yaml`) in which every latent variable is known; `score` tells, by the
+grammar itself, what a text says about one. `load("small")` gives a model of the family: small, medium, large, large-b
+(another seed), large-alt (another tokenizer), medium-early and medium-foreign (from which nothing should transfer).
+"""
+
+from typing import Any
+
+from lrt_tl.models.loading import load_model
+from lrt_tl.models.protocol import HookedModel
+from lrt_tl.storyworld.judge import Score, score
+from lrt_tl.storyworld.language import documents, samples
+from lrt_tl.storyworld.relations import Fact, Relation, relation
+from lrt_tl.storyworld.tasks import TASKS, behavior, contrast_pairs, neutral_prompts
+
+__all__ = [
+    "TASKS",
+    "Fact",
+    "Relation",
+    "Score",
+    "behavior",
+    "contrast_pairs",
+    "documents",
+    "load",
+    "neutral_prompts",
+    "relation",
+    "samples",
+    "score",
+]
+
+
+def load(name: str, **options: Any) -> HookedModel:
+    """A model of the family, by its name without "storyworld-"; options as of `lrt_tl.load_model`.
+
+    Raises:
+        LrtError: there is none of that name.
+    """
+    return load_model(f"storyworld-{name}", **options)

@@ -1,15 +1,15 @@
 """The files of `grammar/` → rules that a text can be drawn from, and judged by.
 
-A grammar here is a set of rules without recursion. Each gives alternatives, and which of them are open may be guarded by
-*variables*: what a document is about (its mood, its tense, its hero), drawn once, independently, when first needed. So
-the probability of a text is a finite sum, and `lrt_tl.storyworld.parse` computes it exactly. `grammar/README.md`
+A grammar here is a set of rules without recursion. Each gives alternatives, and which of them are open may be guarded
+by *variables*: what a document is about (its mood, its tense, its hero), drawn once, independently, when first needed.
+So the probability of a text is a finite sum, and `lrt_tl.storyworld.parse` computes it exactly. `grammar/README.md`
 describes the format of the files.
 """
 
 import itertools
 import re
 from bisect import bisect
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import accumulate
@@ -98,15 +98,21 @@ def read_grammar(paths: Iterable[Path]) -> Grammar:
     """One grammar from several files.
 
     Raises:
-        LrtError: a rule, variable or value is named twice, is referred to and does not exist, or has no alternative
-            for some combination of values.
+        LrtError: a rule, variable or value is named twice, or is referred to and does not exist; a rule has no
+            alternative for some combination of values, or one that is empty or no text; a table's row has too few
+            cells or too many.
     """
     draft = _Draft()
     for path in paths:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
         for name, values in content.get("variables", {}).items():
+            if taken := [value for value in values if value in draft.variable_of]:
+                raise LrtError(f"{path}: {name} has values that are of another variable: {', '.join(taken)}")
             draft.add_variable(name, values)
-        draft.sources.update(content["rules"])
+        for name, source in content.get("rules", {}).items():
+            if name in draft.sources:
+                raise LrtError(f"{path}: there is a rule {name!r} already")
+            draft.sources[name] = source
     for name, source in draft.sources.items():
         if isinstance(source, dict) and source.get("variable"):
             draft.add_variable(name, [_row_name(row) for row in _rows(source) if not _is_held_out(row)])
@@ -115,6 +121,16 @@ def read_grammar(paths: Iterable[Path]) -> Grammar:
     rules = {name: _rule(name, found, draft.priors) for name, found in draft.alternatives.items()}
     _check_references(rules, draft.priors)
     return Grammar(rules, draft.priors, draft.tables)
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a mapping with a key twice, of which YAML would keep the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        keys = [key.value for key, _ in node.value]
+        if twice := sorted({key for key in keys if keys.count(key) > 1}):
+            raise LrtError(f"line {node.start_mark.line + 1} and on: {', '.join(twice)} is named twice")
+        return super().construct_mapping(node, deep)
 
 
 Guard = dict[str, tuple[str, ...]]
@@ -129,8 +145,8 @@ class _Draft:
     alternatives: dict[str, list[tuple[Guard, float, str]]] = field(default_factory=dict)
     tables: dict[str, Table] = field(default_factory=dict)
 
-    def add_variable(self, name: str, values: list[str] | dict[str, float]) -> None:
-        weights = values if isinstance(values, dict) else dict.fromkeys(values, 1.0)
+    def add_variable(self, name: str, values: list[str] | dict[str, int]) -> None:
+        weights = values if isinstance(values, dict) else dict.fromkeys(values, 1)
         if name in self.priors or len(weights) != len(values):
             raise LrtError(f"the variable {name!r}, or one of its values, is named twice")
         total = sum(weights.values())
@@ -151,7 +167,9 @@ class _Draft:
                 self._add(name, {**guard, **self._guard(str(key), name)}, inner)
             return
         for template in source:
-            weight, text = re.fullmatch(r"(?:\((\d+)\) )?(.*)", str(template)).groups()  # type: ignore[union-attr]
+            if not isinstance(template, str):
+                raise LrtError(f"rule {name!r}: {template!r} is no text for YAML: put it in quotes")
+            weight, text = re.fullmatch(r"(?:\((\d+)\) )?(.*)", template, re.DOTALL).groups()  # type: ignore[union-attr]
             self.alternatives.setdefault(name, []).append((guard, float(weight or 1), text))
 
     def _add_table(self, name: str, source: dict[str, Any]) -> None:
@@ -267,8 +285,6 @@ def render(words: Iterable[str]) -> str:
     text, previous = "", "\n"
     for word in words:
         attached = word in ".,:;?!\n" or (previous == "\n" and word[0] != "(")
-        text += ("" if attached or not text and word[0] != "(" else " ") + rendered(
-            word, starts=previous in SENTENCE_ENDS
-        )
+        text += ("" if attached else " ") + rendered(word, starts=previous in SENTENCE_ENDS)
         previous = word
     return text

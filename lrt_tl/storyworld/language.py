@@ -26,7 +26,7 @@ class Sample:
     Attributes:
         words: of the text, as the grammar spells them.
         latents: the value of every variable that was drawn, and not forgotten, on the way.
-        carries: of each word, the variables that decided which word, or choice of words, stands there.
+        carries: of each word, the variables whose values had a say in what stands there.
     """
 
     words: tuple[str, ...]
@@ -90,8 +90,7 @@ def draw(grammar: Grammar, uniform: random.Random, given: Mapping[str, str]) -> 
                 if variable not in values:
                     values[variable] = _drawn(grammar.priors[variable], uniform.random())
             chosen = rule.choose(tuple(values[variable] for variable in rule.variables), uniform.random())
-            alone = len(chosen.symbols) == 1  # then what decided on this rule decided on what stands there, too
-            deciding = tuple(dict.fromkeys((*guards, *rule.variables))) if alone else rule.variables
+            deciding = tuple(dict.fromkeys((*guards, *rule.variables)))
             stack.extend((inner, deciding) for inner in reversed(chosen.symbols))
     return Sample(tuple(words), values, tuple(carries))
 
@@ -100,7 +99,7 @@ def _drawn(prior: Mapping[str, float], number: float) -> str:
     for value, probability in prior.items():
         number -= probability
         if number < 0:
-            break
+            return value
     return value
 
 
@@ -128,6 +127,12 @@ def vocabulary() -> list[str]:
 
 def _ends(grammar: Grammar, name: str) -> set[bool]:
     """Whether what a rule gives ends a sentence: always, never, or both."""
-    lasts = {next(s for s in reversed(symbols) if not isinstance(s, Forget)) for symbols in grammar.rules[name].alternatives()}
-    return {end for last in lasts for end in (
-        _ends(grammar, last.rule) if isinstance(last, Reference) else {last in SENTENCE_ENDS})}
+    lasts = {
+        next(s for s in reversed(symbols) if not isinstance(s, Forget))
+        for symbols in grammar.rules[name].alternatives()
+    }
+    return {
+        end
+        for last in lasts
+        for end in (_ends(grammar, last.rule) if isinstance(last, Reference) else {last in SENTENCE_ENDS})
+    }

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from lrt_tl.errors import LrtError
 from lrt_tl.storyworld.language import documents
 from lrt_tl.storyworld.tokenizer import BOS, EOS, PAD, SPACE, letters_only
 
@@ -128,6 +129,9 @@ def batches(
     Yields:
         The position after the batch (chunk and batch in it), and the batch. `left_out` is counted in the first
         batch of a chunk. The few rows that do not fill a batch are dropped at the end of each chunk.
+
+    Raises:
+        LrtError: not even a whole chunk fills a batch.
     """
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_end_with_parent) as pool:
@@ -135,6 +139,8 @@ def batches(
         try:
             while True:
                 rows = ahead.popleft().result()
+                if len(rows.tokens) < rows_per_batch:
+                    raise LrtError(f"a batch of {rows_per_batch} rows is more than the {len(rows.tokens)} of a chunk")
                 ahead.append(pool.submit(data.rows, chunk + workers + 1))
                 for first in range(batch, len(rows.tokens) // rows_per_batch):
                     part = slice(first * rows_per_batch, (first + 1) * rows_per_batch)

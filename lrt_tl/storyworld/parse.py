@@ -25,10 +25,19 @@ from lrt_tl.storyworld.grammar import (
     storyworld,
 )
 
+
+@dataclass(frozen=True)
+class Unset:
+    """Forget, with the place of the variable."""
+
+    place: int
+
+
 Values = tuple[str | None, ...]
 """The value of each variable of the grammar, in its order; None for one that was not drawn."""
 
-Stack = tuple[Symbol, "Stack"] | None  # type: ignore[misc]
+Item = str | Reference | Unset
+Stack = tuple[Item, "Stack"] | None
 
 
 class Parser:
@@ -57,6 +66,23 @@ class Parser:
         self._states = {state: probability / total for state, probability in found.items()}
         self._starts_sentence = word in SENTENCE_ENDS
         return total
+
+    def copy(self) -> "Parser":
+        """Another parser that has read the same words."""
+        other = Parser.__new__(Parser)
+        other.__dict__.update(self.__dict__)  # `push` replaces the states, and does not change them
+        return other
+
+    def next_words(self) -> dict[str, float]:
+        """The probability of every word that can come next, as it would stand in the text."""
+        firsts: set[str] = set()
+        for stack, _ in self._states:
+            if stack is not None:
+                first = stack[0]
+                firsts |= self._expansions[first.rule].keys() if isinstance(first, Reference) else {str(first)}
+        words = {rendered(word, starts=self._starts_sentence) for word in firsts}
+        found = {word: self.copy().push(word) for word in sorted(words)}
+        return {word: probability for word, probability in found.items() if probability > 0}
 
     def end(self) -> float:
         """The probability that the text ends here."""
@@ -87,11 +113,11 @@ class Parser:
         if stack is None:
             return
         symbol, rest = stack
-        if isinstance(symbol, str):
+        if not isinstance(symbol, Reference):  # and not an Unset either: see _settled
             if symbol == word:
                 found[_settled(rest, values)] += probability
             return
-        for expansion in self._expansions[symbol.rule].get(word, ()):  # a Forget is never on top: see _settled
+        for expansion in self._expansions[symbol.rule].get(word, ()):
             factor, drawn = expansion.probability, list(values)
             for place, value, prior in expansion.needs:
                 if drawn[place] is None:
@@ -99,7 +125,8 @@ class Parser:
                 elif drawn[place] != value:
                     break
             else:
-                self._advance(*_settled(_pushed(expansion.symbols, rest), tuple(drawn)), probability * factor, word, found)
+                inner, known = _settled(_pushed(expansion.symbols, rest), tuple(drawn))
+                self._advance(inner, known, probability * factor, word, found)
 
 
 @dataclass(frozen=True)
@@ -108,14 +135,7 @@ class _Expansion:
 
     needs: tuple[tuple[int, str, float], ...]
     probability: float
-    symbols: tuple["Symbol | _Unset", ...]
-
-
-@dataclass(frozen=True)
-class _Unset:
-    """Forget, with the place of the variable."""
-
-    place: int
+    symbols: tuple[Item, ...]
 
 
 @cache
@@ -141,13 +161,13 @@ def _expansions(grammar: Grammar) -> Mapping[str, Mapping[str, tuple[_Expansion,
                 for variable, value in zip(rule.variables, key, strict=True)
             )
             for option in options:
-                symbols = tuple(_Unset(places[s.variable]) if isinstance(s, Forget) else s for s in option.symbols)
+                symbols = tuple(Unset(places[s.variable]) if isinstance(s, Forget) else s for s in option.symbols)
                 for word in first_words(option.symbols):
                     by_word[word].append(_Expansion(needs, option.probability, symbols))
     return {name: {word: tuple(expansions) for word, expansions in by.items()} for name, by in found.items()}
 
 
-def _pushed(symbols: tuple[Symbol, ...], stack: Stack) -> Stack:
+def _pushed(symbols: tuple[Item, ...], stack: Stack) -> Stack:
     for symbol in reversed(symbols):
         stack = (symbol, stack)
     return stack
@@ -155,7 +175,7 @@ def _pushed(symbols: tuple[Symbol, ...], stack: Stack) -> Stack:
 
 def _settled(stack: Stack, values: Values) -> tuple[Stack, Values]:
     """Forget at once what is to be forgotten next, so that equal states are seen to be equal."""
-    while stack is not None and isinstance(stack[0], _Unset):
+    while stack is not None and isinstance(stack[0], Unset):
         place = stack[0].place
         values = (*values[:place], None, *values[place + 1 :])
         stack = stack[1]

@@ -1,11 +1,11 @@
-"""How a model of the storyworld family is made: its shape, its data and its training, by name."""
+"""How a model of the storyworld family, or an autoencoder of one, is made: its shape, data and training, by name."""
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml  # type: ignore[import-untyped]
+import yaml
 
 from lrt_tl.errors import LrtError
 
@@ -96,24 +96,105 @@ class Recipe:
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class AutoencoderRecipe:
+    """All that decides what a sparse autoencoder of one of the models becomes.
+
+    Attributes:
+        name: the autoencoder is saved as `storyworld-<name>`.
+        model: the recipe of the model whose residual stream it takes apart.
+        layer: the block, counted from 0, after which it reads the residual stream.
+        d_sae: latents.
+        k: latents that can be active at one token.
+        seed: of the initial weights, and of the order of the tokens.
+        data_seed: of the documents.
+        tokens: the length of the learning-rate schedule.
+        batch_tokens: tokens per step.
+        lr: the highest learning rate.
+        warmup_share: share of the schedule in which the learning rate rises.
+        decay_share: share of the schedule, at its end, in which it falls to 0.
+    """
+
+    name: str
+    model: str
+    layer: int
+    d_sae: int
+    k: int
+    seed: int
+    data_seed: int
+    tokens: int
+    batch_tokens: int
+    lr: float
+    warmup_share: float = 0.02
+    decay_share: float = 0.4
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be trained.
+
+        Raises:
+            LrtError: a number is out of range.
+        """
+        for field in ("d_sae", "k", "tokens", "batch_tokens"):
+            if getattr(self, field) < 1:
+                raise LrtError(f"{self.name}: {field} is {getattr(self, field)}, and must be 1 or more")
+        for field in ("lr", "warmup_share", "decay_share"):
+            if getattr(self, field) <= 0:
+                raise LrtError(f"{self.name}: {field} is {getattr(self, field)}, and must be above 0")
+        if self.k > self.d_sae:
+            raise LrtError(f"{self.name}: k={self.k} of d_sae={self.d_sae} latents cannot be active: lower k")
+
+    @property
+    def steps(self) -> int:
+        """Steps of the schedule."""
+        return max(1, self.tokens // self.batch_tokens)
+
+    def learning_rate_factor(self, step: int) -> float:
+        """What the learning rate is multiplied by in step 0, 1, …: up to 1, level, and down to 0."""
+        done = (step + 0.5) / self.steps
+        return min(1.0, done / self.warmup_share, (1 - done) / self.decay_share)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The recipe for a JSON file."""
+        return asdict(self)
+
+
 def recipe_names() -> list[str]:
-    """The names of all recipes, in the order of the file."""
-    return list(_read_file())
+    """The names of all language models' recipes, in the order of the file."""
+    return [name for name in _read_file() if "model" not in _resolved(name)]
+
+
+def autoencoder_names() -> list[str]:
+    """The names of all autoencoders' recipes, in the order of the file."""
+    return [name for name in _read_file() if "model" in _resolved(name)]
 
 
 def read_recipe(name: str) -> Recipe:
     """The recipe of a shipped model.
 
     Raises:
-        LrtError: there is none of that name, or the file has a field that a recipe lacks.
+        LrtError: there is none of that name, or it has a field too many or too few.
     """
-    known = {field.name for field in fields(Recipe)}
+    return Recipe(**_checked(name, Recipe))
+
+
+def read_autoencoder_recipe(name: str) -> AutoencoderRecipe:
+    """The recipe of a shipped autoencoder.
+
+    Raises:
+        LrtError: there is none of that name, or it has a field too many or too few.
+    """
+    return AutoencoderRecipe(**_checked(name, AutoencoderRecipe))
+
+
+def _checked(name: str, kind: type[Recipe] | type[AutoencoderRecipe]) -> dict[str, Any]:
+    """A recipe's values, which are those that its kind has."""
+    known = {field.name: field.default is MISSING for field in fields(kind)}
     values = _resolved(name)
-    if unknown := sorted(set(values) - known):
+    if unknown := sorted(set(values) - set(known)):
         raise LrtError(f"{_RECIPES}: {name} has the unknown fields {', '.join(unknown)}; known are {sorted(known)}")
-    if missing := sorted({"d_model", "tokens", "muon_lr", "adam_lr"} - set(values)):
+    if missing := [field for field, needed in known.items() if needed and field not in values]:
         raise LrtError(f"{_RECIPES}: {name} lacks {', '.join(missing)}: state them, or take them with `like`")
-    return Recipe(**values)
+    return values
 
 
 def _resolved(name: str, seen: tuple[str, ...] = ()) -> dict[str, Any]:

@@ -7,6 +7,7 @@ is saved as an ordinary Hugging Face folder.
 import argparse
 import time
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,11 @@ from tqdm import tqdm
 
 from lrt_tl.artifacts import new_folder, refuse_existing, write_json
 from lrt_tl.errors import LrtError
+from lrt_tl.storyworld.autoencoder import make_autoencoder
 from lrt_tl.storyworld.checkpoint import Progress, load_checkpoint, save_checkpoint
 from lrt_tl.storyworld.language import documents, vocabulary
 from lrt_tl.storyworld.packing import Data, Rows, batches, encode, permuted_words, row_length_for
-from lrt_tl.storyworld.recipe import Recipe, read_recipe, recipe_names
+from lrt_tl.storyworld.recipe import Recipe, autoencoder_names, read_autoencoder_recipe, read_recipe, recipe_names
 from lrt_tl.storyworld.tokenizer import byte_pair_tokenizer, save_tokenizer, word_tokenizer
 
 WEIGHTS = Path(__file__).with_name("weights")
@@ -115,7 +117,8 @@ def run(
     rows = max(1, recipe.batch_tokens // data.row_length)
     stream = batches(data, rows, chunk=progress.chunk, batch=progress.batch, workers=workers)
     started, saved = time.monotonic() - progress.seconds, time.monotonic()
-    with tqdm(total=recipe.steps, initial=progress.step, desc=recipe.name, unit="step", mininterval=2) as bar:
+    bar = tqdm(total=recipe.steps, initial=progress.step, desc=recipe.name, unit="step", mininterval=2)
+    with closing(stream), bar:
         while progress.step < recipe.steps:
             progress.chunk, progress.batch, batch = next(stream)
             loss = take_step(model, optimizers, recipe, batch, progress.step)
@@ -123,14 +126,13 @@ def run(
             count(progress, batch)
             every = 1 if device.type == "cpu" else 20  # reading the loss waits for a GPU
             if progress.step % every == 0 or progress.step == recipe.steps:
-                smooth(progress, loss.item(), _SMOOTHING**every)
+                smooth(progress, loss.item(), every)
                 progress.seconds = time.monotonic() - started
                 bar.set_postfix_str(f"loss {progress.loss:.3f}, {progress.tokens / progress.seconds:,.0f} tokens/s")
             bar.update()
             if time.monotonic() - saved > _CHECKPOINT_SECONDS:
                 save_checkpoint(checkpoint, recipe, model, optimizers, progress)
                 saved = time.monotonic()
-    stream.close()
     save_checkpoint(checkpoint, recipe, model, optimizers, progress)
 
 
@@ -178,15 +180,15 @@ def count(progress: Progress, batch: Rows) -> None:
     progress.documents_left_out += batch.left_out
 
 
-def smooth(progress: Progress, loss: float, keep: float) -> None:
-    """Follow the loss with an exponential mean, which is the plain mean as long as few losses are known.
+def smooth(progress: Progress, loss: float, every: int = 1) -> None:
+    """Follow the loss, known every so many steps, with an exponential mean: the plain mean as long as few are known.
 
     Raises:
         LrtError: the loss is no number.
     """
     if loss != loss:
         raise LrtError(f"the loss is NaN after {progress.step} steps: lower muon_lr and adam_lr in the recipe")
-    keep = min(keep, 1 - 1 / progress.step)
+    keep = min(_SMOOTHING**every, 1 - every / progress.step)
     progress.loss = loss if progress.loss is None else keep * progress.loss + (1 - keep) * loss
 
 
@@ -206,17 +208,19 @@ def save_model(folder: Path, recipe: Recipe, model: Any, tokenizer: Any, progres
 def main() -> None:
     """Read the command line."""
     parser = argparse.ArgumentParser(prog="python -m lrt_tl.storyworld.train", description=__doc__)
-    parser.add_argument("name", choices=recipe_names())
+    parser.add_argument("name", choices=[*recipe_names(), *autoencoder_names()])
     parser.add_argument("--out", type=Path, default=WEIGHTS, help="folder that the model's folder is put in")
     parser.add_argument("--work", type=Path, help="folder of the checkpoints (default: .storyworld-NAME)")
     parser.add_argument("--tokens", type=int, help="length of the schedule, instead of the recipe's")
     parser.add_argument("--threads", type=int, help="threads of the CPU")
     given = parser.parse_args()
     try:
-        recipe = read_recipe(given.name)
-        if given.tokens is not None:
-            recipe = replace(recipe, tokens=given.tokens)
-        print(train(recipe, given.out, given.work, given.threads))
+        changes = {} if given.tokens is None else {"tokens": given.tokens}
+        if given.name in autoencoder_names():
+            recipe_of_autoencoder = replace(read_autoencoder_recipe(given.name), **changes)
+            print(make_autoencoder(recipe_of_autoencoder, given.out, given.threads))
+        else:
+            print(train(replace(read_recipe(given.name), **changes), given.out, given.work, given.threads))
     except LrtError as error:
         parser.exit(1, f"{error}\n")
 
