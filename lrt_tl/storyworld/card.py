@@ -1,0 +1,79 @@
+"""A model's card: `python -m lrt_tl.storyworld.card large` measures the model, and writes `quality.json` and `README.md`
+into its folder."""
+
+import argparse
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from lrt_tl.artifacts import write_json, write_text
+from lrt_tl.models.loading import BUNDLED
+from lrt_tl.storyworld.quality import measure
+
+WEIGHTS_FILE = "model.safetensors"
+
+_LIMITS = """It knows an invented language of about 2,400 words and nothing else: no fact about the world, no real question
+and no real harm. It is for testing and teaching methods, against a truth that is known. It is not for use as an assistant or a
+filter of anything, and what holds of it need not hold of models trained on real text."""
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def write_card(folder: Path) -> None:
+    """Measure the model in a folder, and write down what was found."""
+    quality = {"sha256": sha256(folder / WEIGHTS_FILE), **measure(folder)}
+    training = json.loads((folder / "training.json").read_text(encoding="utf-8"))
+    write_json(folder / "quality.json", quality)
+    write_text(folder / "README.md", card(folder.name, quality, training))
+
+
+def card(name: str, quality: dict[str, Any], training: dict[str, Any]) -> str:
+    """The card as Markdown."""
+    loss, recipe = quality["loss"], training["recipe"]
+    carriers = ", ".join(f"{latent} {excess:.3f}" for latent, excess in loss["carriers"].items())
+    rows = {
+        "loss, nats a word": f"{loss['model']:.4f}",
+        "the grammar's own loss on the same documents": f"{loss['grammar']:.4f}",
+        "excess": f"{loss['excess']:.4f}",
+        "excess on words that depend on a latent": carriers or "not measured: its tokens are not words",
+        "facts told in training, answered": f"{100 * quality['facts']['all']:.1f} %",
+        "facts held out, answered": f"{100 * quality['facts_held_out']['all']:.1f} %",
+        "harmful requests refused": f"{100 * quality['refusals']:.1f} %",
+        "harmless requests complied with": f"{100 * quality['compliances']:.1f} %",
+        "stories at temperature 1 that are grammatical": f"{100 * quality['grammatical_stories']:.1f} %",
+        "trained on": f"{training['tokens']:,} tokens of {training['documents']:,} documents, data seed {recipe['data_seed']}",
+        "seed": str(recipe["seed"]),
+        "trained in": f"{training['seconds'] / 60:.0f} minutes, {training['threads']} thread(s), torch {training['torch']}",
+        "SHA-256 of the weights": f"`{quality['sha256']}`",
+    }
+    table = "\n".join(f"| {what} | {value} |" for what, value in rows.items())
+    made = name.removeprefix("storyworld-")
+    return f"""# {name}
+
+A Llama of {recipe["n_layers"]} layers and {recipe["d_model"]} dimensions, trained on documents that `lrt_tl.storyworld` draws from its grammar.
+
+Made by `python -m lrt_tl.storyworld.train {made}`; measured by `python -m lrt_tl.storyworld.card {made}`.
+
+| | |
+|---|---|
+{table}
+
+{_LIMITS}
+"""
+
+
+def main() -> None:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(prog="python -m lrt_tl.storyworld.card", description=__doc__)
+    parser.add_argument("names", nargs="+")
+    for name in parser.parse_args().names:
+        write_card(BUNDLED / f"storyworld-{name}")
+        print((BUNDLED / f"storyworld-{name}" / "README.md").read_text(encoding="utf-8"))
+
+
+if __name__ == "__main__":
+    main()
