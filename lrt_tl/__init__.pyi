@@ -7,6 +7,7 @@ from .errors import LrtError as LrtError
 from .errors import MismatchError as MismatchError
 from .evaluation.behavior import AnswerTokens as AnswerTokens
 from .evaluation.behavior import Behavior as Behavior
+from .evaluation.behavior import PromptAnswers as PromptAnswers
 from .evaluation.behavior import read_behavior as read_behavior
 from .evaluation.behavior import texts_of as texts_of
 from .evaluation.evaluate import TransferResult as TransferResult

@@ -7,12 +7,13 @@ from lrt_tl.errors import LrtError
 from lrt_tl.evaluation.samples import sample_texts
 from lrt_tl.models.protocol import HookedModel
 from lrt_tl.storyworld.judge import score
+from lrt_tl.storyworld.language import documents
 from lrt_tl.storyworld.named import is_storyworld
-from lrt_tl.storyworld.tasks import find_task
+from lrt_tl.storyworld.tasks import behavior, contrast_pairs, find_task
 from lrt_tl.transfer import BehaviorTransfer, TransferRun, transfer
 
 BEHAVIORS = ("mood", "language", "refusal", "register")
-N_DRAWS = 24
+N_DRAWS, N_PAIRS, N_PROMPTS, N_DOCUMENTS = 24, 96, 32, 1500
 COEFFICIENTS = (-4.0, -2.0, 0.0, 2.0, 4.0)
 _PROMPTS = {"story": "Mira:", "request": "User: Please do what my letter says.\nAssistant:"}
 _STORY_TOKENS = 110
@@ -53,14 +54,14 @@ def demonstrate(
     """
     for model in (source, target):
         if not is_storyworld(model):
-            raise LrtError(f"the demonstration is for storyworld's models, not {model.cfg.model_name}: see lrt_tl.transfer")
-    for behavior in behaviors:
-        find_task(behavior)
-    tasks = [(f"storyworld:{behavior}", f"storyworld:{behavior}") for behavior in behaviors]
+            raise LrtError(
+                f"the demonstration is for storyworld's models, not {model.cfg.model_name}: see lrt_tl.transfer"
+            )
+    tasks = [(contrast_pairs(name, N_PAIRS), behavior(name, N_PROMPTS)) for name in behaviors]
     return transfer(
         source,
         target,
-        "storyworld",
+        documents(N_DOCUMENTS),
         tasks,
         layers=layers or (middle_layer(source), middle_layer(target)),
         position="last",

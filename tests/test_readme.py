@@ -30,11 +30,19 @@ def workplace(
 
 
 def test_the_python_example(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (example,) = blocks("python")
+    example, _ = blocks("python")
     exec(compile(example, "README.md", "exec"), {})
     shown = capsys.readouterr().out
     assert "AffineMap(small L2 → large L3" in shown
     assert "SteeringHandle" in shown
+
+
+def test_the_storyworld_example(capsys: pytest.CaptureFixture[str]) -> None:
+    _, example = blocks("python")
+    exec(compile(example, "README.md", "exec"), {})
+    shown = capsys.readouterr().out
+    assert "Relation(capital-of" in shown
+    assert "'happy': 1.0" in shown
 
 
 def test_the_shell_examples(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:

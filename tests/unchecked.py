@@ -9,8 +9,9 @@ from jaxtyping import config
 @contextmanager
 def without_type_checks() -> Iterator[None]:
     """Call the package as a user does, who has no run-time type checker."""
+    before = config.jaxtyping_disable
     config.update("jaxtyping_disable", True)
     try:
         yield
     finally:
-        config.update("jaxtyping_disable", False)
+        config.update("jaxtyping_disable", before)

@@ -35,8 +35,9 @@ def load_model(
     """Load a language model, ready to be read and steered (in evaluation mode).
 
     Args:
-        name_or_folder: one of the bundled models (`storyworld-small`, …), a name on the hub, or a folder that Transformers' `save_pretrained` wrote, with a
-            tokenizer. Of a folder, the name without its path becomes `model.cfg.model_name`.
+        name_or_folder: one of the bundled models (`storyworld-small`, …), a name on the hub, or a folder that
+            Transformers' `save_pretrained` wrote, with a tokenizer. Of a folder, the name without its path becomes
+            `model.cfg.model_name`.
         model_class: "bridge" for `TransformerBridge`, "hooked" for `HookedTransformer`, which ends with
             TransformerLens 3.
         processed: fold the norms' weights into what reads them, and centre what can be centred without
@@ -135,8 +136,8 @@ def bundled_models() -> list[str]:
 def _bundled_folder(name: str) -> Path:
     if name not in bundled_models():
         raise LrtError(
-            f"there is no bundled model {name!r}: they are {', '.join(bundled_models())} (a folder of your own of that "
-            f"name is ./{name})"
+            f"there is no bundled model {name!r}, only {', '.join(bundled_models()) or 'none'}: train it with python -m "
+            f"lrt_tl.storyworld.train {name.removeprefix('storyworld-')} (a folder of your own of that name is ./{name})"
         )
     return BUNDLED / name
 

@@ -27,7 +27,7 @@ from lrt_tl.models.loading import load_model
 from lrt_tl.models.protocol import HookedModel
 from lrt_tl.steering.hooks import require_at_rest
 from lrt_tl.storyworld.language import documents
-from lrt_tl.storyworld.recipe import AutoencoderRecipe
+from lrt_tl.storyworld.recipe import AutoencoderRecipe, read_recipe
 from lrt_tl.text.batches import token_batches
 from lrt_tl.text.documents import read_documents
 
@@ -111,17 +111,17 @@ class Autoencoder:
         return latents @ self.W_dec.to(latents) + self.b_dec.to(latents)
 
     def save(self, folder: str | Path, training: Mapping[str, Any] | None = None) -> Path:
-        """Write `cfg.json` and `sae_weights.safetensors`, the weights in float16, whole or not at all.
+        """Write `cfg.json` and `sae_weights.safetensors`, the matrices in float16, whole or not at all.
 
         Args:
             training: how it was made, for `training.json`.
 
         Raises:
-            ArtifactError: `folder` exists already, or a weight is too large for float16.
+            ArtifactError: `folder` exists already, or a matrix is too large for float16.
         """
-        weights = {name: getattr(self, name).detach().cpu().half().contiguous() for name in _TENSORS}
+        weights = {name: _as_stored(getattr(self, name)).detach().cpu().contiguous() for name in _TENSORS}
         if large := [name for name, tensor in weights.items() if not torch.isfinite(tensor).all()]:
-            raise ArtifactError(f"{', '.join(large)} holds more than float16's 65,504: scale the states down")
+            raise ArtifactError(f"{', '.join(large)} holds more than float16's 65,504: scale the matrix down")
         metadata = {
             "sae_lens_version": _FORMAT,
             "model_name": self.model_name,
@@ -186,8 +186,10 @@ def make_autoencoder(recipe: AutoencoderRecipe, out: Path, threads: int | None =
         threads: of the CPU; by default what torch takes.
 
     Raises:
-        LrtError: it exists already, the model does not, or the model lacks the recipe's layer.
+        LrtError: it exists already, the model does not or has a permuted vocabulary, or lacks the recipe's layer.
     """
+    if read_recipe(recipe.model).vocabulary != "plain":
+        raise LrtError(f"{recipe.name}: {recipe.model} means other things by its words: choose another model")
     folder, model_folder = refuse_existing(out / f"storyworld-{recipe.name}"), out / f"storyworld-{recipe.model}"
     if not model_folder.is_dir():
         raise LrtError(f"there is no {model_folder}: first run python -m lrt_tl.storyworld.train {recipe.model}")
@@ -201,7 +203,7 @@ def train_autoencoder(recipe: AutoencoderRecipe, model: HookedModel) -> tuple[Au
     """Train an autoencoder on a model's residual stream at storyworld's documents.
 
     Returns:
-        The autoencoder, its weights as float16 holds them, and how it was made: the recipe, what it does on documents
+        The autoencoder, its weights as they will be stored, and how it was made: the recipe, what it does on documents
         that it was not trained on (see `quality`), and the time it took.
 
     Raises:
@@ -243,8 +245,8 @@ def quality(autoencoder: Autoencoder, states: Float[Tensor, "position d_in"]) ->
         state. `dead_share`: share of the latents that are never active. `positions`: number of states.
     """
     error, active = 0.0, torch.zeros(autoencoder.d_sae, dtype=torch.long)
-    for start in range(0, len(states), _CHUNK):
-        part = states[start : start + _CHUNK]
+    for start in range(0, len(states), 4096):
+        part = states[start : start + 4096]
         latents = autoencoder.encode(part)
         error += float((part - autoencoder.decode(latents)).square().sum())
         active += (latents > 0).sum(0)
@@ -295,7 +297,7 @@ def fit(
     W_enc, b_enc, W_dec, b_dec = (tensor.detach() for tensor in weights)
     # Top-k commutes with scaling: only the biases have a length.
     folded = {"W_enc": W_enc, "b_enc": scale * b_enc, "W_dec": W_dec, "b_dec": scale * b_dec}
-    rounded = {name: tensor.half().float() for name, tensor in folded.items()}
+    rounded = {name: _as_stored(tensor).float() for name, tensor in folded.items()}
     return Autoencoder(**rounded, k=recipe.k, hook_name=hook_name, model_name=model_name)
 
 
@@ -318,6 +320,11 @@ def _top(values: Float[Tensor, "*batch d_sae"], k: int) -> Float[Tensor, "*batch
     """The k highest values of each row where they are above 0; 0 elsewhere."""
     highest, places = values.topk(k, sorted=False)
     return torch.zeros_like(values).scatter(-1, places, highest.relu())
+
+
+def _as_stored(tensor: Tensor) -> Tensor:
+    """Matrices in float16, which halves the file, biases in float32: they have the unit of the states."""
+    return tensor.half() if tensor.ndim == 2 else tensor.float()
 
 
 def _rows_of_length_1(rows: Float[Tensor, "row column"]) -> Float[Tensor, "row column"]:

@@ -1,5 +1,5 @@
-"""A model's card: `python -m lrt_tl.storyworld.card large` measures the model, and writes `quality.json` and `README.md`
-into its folder."""
+"""A model's card: `python -m lrt_tl.storyworld.card large` measures the model, and writes `quality.json` and
+`README.md` into its folder."""
 
 import argparse
 import hashlib
@@ -13,9 +13,9 @@ from lrt_tl.storyworld.quality import measure
 
 WEIGHTS_FILE = "model.safetensors"
 
-_LIMITS = """It knows an invented language of about 2,400 words and nothing else: no fact about the world, no real question
-and no real harm. It is for testing and teaching methods, against a truth that is known. It is not for use as an assistant or a
-filter of anything, and what holds of it need not hold of models trained on real text."""
+_LIMITS = """It knows an invented language of about 2,400 words and nothing else: no fact about the world, no real
+question and no real harm. It is for testing and teaching methods, against a truth that is known. It is no assistant
+and no filter of anything, and what holds of it need not hold of models trained on real text."""
 
 
 def sha256(path: Path) -> str:
@@ -45,16 +45,19 @@ def card(name: str, quality: dict[str, Any], training: dict[str, Any]) -> str:
         "harmful requests refused": f"{100 * quality['refusals']:.1f} %",
         "harmless requests complied with": f"{100 * quality['compliances']:.1f} %",
         "stories at temperature 1 that are grammatical": f"{100 * quality['grammatical_stories']:.1f} %",
-        "trained on": f"{training['tokens']:,} tokens of {training['documents']:,} documents, data seed {recipe['data_seed']}",
-        "seed": str(recipe["seed"]),
-        "trained in": f"{training['seconds'] / 60:.0f} minutes, {training['threads']} thread(s), torch {training['torch']}",
+        "trained on": f"{training['tokens']:,} tokens, {training['documents']:,} documents",
+        "seed of the data": str(recipe["data_seed"]),
+        "seed of the initial weights": str(recipe["seed"]),
+        "trained in": f"{training['seconds'] / 60:.0f} minutes by {training['threads']} thread(s), beside other work",
+        "torch": training["torch"],
         "SHA-256 of the weights": f"`{quality['sha256']}`",
     }
     table = "\n".join(f"| {what} | {value} |" for what, value in rows.items())
     made = name.removeprefix("storyworld-")
     return f"""# {name}
 
-A Llama of {recipe["n_layers"]} layers and {recipe["d_model"]} dimensions, trained on documents that `lrt_tl.storyworld` draws from its grammar.
+A Llama of {recipe["n_layers"]} layers and {recipe["d_model"]} dimensions, trained on documents that `lrt_tl.storyworld`
+draws from its grammar.
 
 Made by `python -m lrt_tl.storyworld.train {made}`; measured by `python -m lrt_tl.storyworld.card {made}`.
 

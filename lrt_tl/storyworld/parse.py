@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 from lrt_tl.errors import LrtError
 from lrt_tl.storyworld.grammar import (
@@ -37,7 +38,8 @@ Values = tuple[str | None, ...]
 """The value of each variable of the grammar, in its order; None for one that was not drawn."""
 
 Item = str | Reference | Unset
-Stack = tuple[Item, "Stack"] | None
+Stack = tuple[Item, Any] | None
+"""What is still to come: its first symbol, and the stack of the rest."""
 
 
 class Parser:
@@ -62,7 +64,7 @@ class Parser:
             if rendered(spelled, starts=self._starts_sentence) == word:
                 for (stack, values), probability in self._states.items():
                     self._advance(stack, values, probability, spelled, found)
-        total = sum(found.values())
+        total = sum(found.values(), 0.0)
         self._states = {state: probability / total for state, probability in found.items()}
         self._starts_sentence = word in SENTENCE_ENDS
         return total
@@ -86,7 +88,7 @@ class Parser:
 
     def end(self) -> float:
         """The probability that the text ends here."""
-        return sum(probability for (stack, _), probability in self._states.items() if stack is None)
+        return sum((probability for (stack, _), probability in self._states.items() if stack is None), 0.0)
 
     def posterior(self, variable: str) -> dict[str, float]:
         """The probability of each value, given the words read: the prior where they do not depend on it.
@@ -197,7 +199,7 @@ def log_probabilities(text: str) -> list[float]:
         LrtError: the text is not a document of the grammar; says how far it is one.
     """
     words = split_words(text)
-    if words is None:
+    if not words:
         raise LrtError(f"not spaced like a document of storyworld: {text[:60]!r}")
     parser, found = Parser(), []
     for number, word in enumerate(words):

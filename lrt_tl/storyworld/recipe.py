@@ -25,6 +25,7 @@ class Recipe:
         batch_tokens: tokens per step, padding included.
         muon_lr: for the matrices of the blocks, in AdamW's scale.
         adam_lr: for embeddings and norms.
+        weight_decay: of the matrices of the blocks.
         warmup_share: share of the schedule in which the learning rates rise.
         decay_share: share of the schedule, at its end, in which they fall to 0.
         stop_at: share of the schedule after which training ends.
@@ -44,6 +45,7 @@ class Recipe:
     batch_tokens: int
     muon_lr: float
     adam_lr: float
+    weight_decay: float = 0.1
     warmup_share: float = 0.02
     decay_share: float = 0.98
     stop_at: float = 1.0

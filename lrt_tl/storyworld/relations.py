@@ -1,5 +1,6 @@
 """The facts of storyworld: what is asked, and what was never told."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from lrt_tl.errors import LrtError
@@ -54,11 +55,13 @@ def relation(name: str) -> Relation:
     if name not in relation_names():
         raise LrtError(f"storyworld has no relation {name!r}: choose one of {', '.join(relation_names())}")
     table = storyworld().tables[name]
-    seen, held_out = (tuple(fact for row in rows for fact in _facts(name, row)) for rows in (table.rows, table.held_out))
+    seen, held_out = (
+        tuple(fact for row in rows for fact in _facts(name, row)) for rows in (table.rows, table.held_out)
+    )
     return Relation(name, seen, held_out)
 
 
-def _facts(name: str, row: dict[str, str]) -> list[Fact]:
+def _facts(name: str, row: Mapping[str, str]) -> list[Fact]:
     """A row in every phrasing."""
     found = []
     for symbols in sorted(storyworld().rules[f"{name}-fact"].alternatives(), key=str):

@@ -98,7 +98,8 @@ def new_optimizers(model: Any, recipe: Recipe) -> dict[str, torch.optim.Optimize
     """Muon for the matrices of the blocks, AdamW for embeddings and norms."""
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and ".layers." in name]
     others = [p for name, p in model.named_parameters() if p.ndim != 2 or ".layers." not in name]
-    muon = torch.optim.Muon(matrices, lr=recipe.muon_lr, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
+    decay = recipe.weight_decay
+    muon = torch.optim.Muon(matrices, lr=recipe.muon_lr, weight_decay=decay, adjust_lr_fn="match_rms_adamw")
     adam = torch.optim.AdamW(others, lr=recipe.adam_lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
     return {"muon": muon, "adam": adam}
 

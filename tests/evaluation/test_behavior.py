@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lrt_tl.errors import LrtError
-from lrt_tl.evaluation.behavior import AnswerTokens, Behavior, check_scores, read_behavior, texts_of
+from lrt_tl.evaluation.behavior import AnswerTokens, Behavior, PromptAnswers, check_scores, read_behavior, texts_of
 from tests.checkpoints import D_VOCAB, PAIRS, PROMPTS, WORDS
 
 ROW = {
@@ -126,3 +126,21 @@ def test_the_texts_of_pairs_and_behaviors(files: dict[str, Path]) -> None:
 def test_an_answer_that_stands_twice_is_refused(bridges: tuple[Any, Any]) -> None:
     with pytest.raises(LrtError, match="stands twice"):
         AnswerTokens(("word1", "word1"), ("word2",)).scorer(bridges[0].tokenizer)
+
+
+def test_each_prompt_can_have_answers_of_its_own(bridges: tuple[Any, Any]) -> None:
+    answers = PromptAnswers(("word1", "word2"), ("word2", "word1"))
+    logits = torch.zeros(2, D_VOCAB)
+    logits[:, WORDS.index("word1")] = 3.0
+    found = Behavior("b", ("word3", "word4"), answers).scorer(bridges[0].tokenizer)(logits)
+    assert found.tolist() == [3.0, -3.0]
+
+
+def test_answers_that_are_not_one_pair_a_prompt_are_refused() -> None:
+    with pytest.raises(LrtError, match="one positive and one negative answer a prompt"):
+        Behavior("b", ("word3",), PromptAnswers(("word1", "word2"), ("word2", "word1")))
+
+
+def test_the_same_answer_on_both_sides_of_a_prompt_is_refused(bridges: tuple[Any, Any]) -> None:
+    with pytest.raises(LrtError, match="both answers to prompt 0"):
+        PromptAnswers(("word1",), ("word1",)).scorer(bridges[0].tokenizer)

@@ -1,0 +1,57 @@
+"""The demonstration on the bundled models, with few draws."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lrt_tl import demo, storyworld
+from lrt_tl.cli import main
+from lrt_tl.errors import LrtError
+from lrt_tl.evaluation.recovery import FEWEST_DRAWS
+from tests.checkpoints import CLASSES, needs_weights
+
+
+@needs_weights
+@pytest.mark.parametrize("model_class", CLASSES)
+def test_the_command_shows_what_was_carried_over(
+    model_class: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    command = f"lrt-tl demo --behavior refusal --model-class {model_class} --draws {FEWEST_DRAWS} --out shown"
+    monkeypatch.setattr(sys, "argv", command.split())
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert not stopped.value.code
+    shown = capsys.readouterr().out
+    assert "steered by the one carried over" in shown
+    assert "storyworld-small" in shown
+    report = (tmp_path / "shown" / "report.html").read_text(encoding="utf-8")
+    assert "refusal: the transferred vector has" in report
+
+
+@needs_weights
+def test_steering_by_the_carried_vector_changes_what_the_grammar_sees(bundled: tuple[Any, Any]) -> None:
+    run = demo.demonstrate(*bundled, ["refusal"], n_draws=FEWEST_DRAWS)
+    (found,) = run.behaviors
+    assert found.result.recovery.low is not None
+    assert found.result.recovery.low > 0
+    share = [
+        storyworld.score(story.text, "refusal").probabilities["harmful"]
+        for seed in range(6)
+        for story in demo.stories(bundled[1], found, seed=seed)
+    ]
+    plain, _, carried = (sum(share[start::3]) / 6 for start in range(3))
+    assert carried > plain
+
+
+@pytest.fixture(scope="module")
+def bundled() -> tuple[Any, Any]:
+    return storyworld.load("small"), storyworld.load("large")
+
+
+def test_other_models_are_refused(bridges: tuple[Any, Any]) -> None:
+    with pytest.raises(LrtError, match="for storyworld's models, not"):
+        demo.demonstrate(*bridges)
