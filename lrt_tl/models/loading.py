@@ -136,8 +136,8 @@ def bundled_models() -> list[str]:
 def _bundled_folder(name: str) -> Path:
     if name not in bundled_models():
         raise LrtError(
-            f"there is no bundled model {name!r}, only {', '.join(bundled_models()) or 'none'}: train it with python -m "
-            f"lrt_tl.storyworld.train {name.removeprefix('storyworld-')} (a folder of your own of that name is ./{name})"
+            f"there is no bundled model {name!r}, only {', '.join(bundled_models()) or 'none'}: train it with python "
+            f"-m lrt_tl.storyworld.train {name.removeprefix('storyworld-')} (your own folder of that name is ./{name})"
         )
     return BUNDLED / name
 

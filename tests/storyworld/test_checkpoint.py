@@ -49,9 +49,7 @@ def test_without_a_checkpoint_a_run_starts_from_scratch(tmp_path: Path) -> None:
 @pytest.mark.parametrize("taken", [0, 3])
 def test_a_run_goes_on_from_its_checkpoint_as_if_it_had_not_stopped(tmp_path: Path, taken: int) -> None:
     path, whole, stopped, other = tmp_path / "new" / "checkpoint.safetensors", Run(), Run(), Run(seed=1)
-    progress = Progress(
-        step=taken, chunk=2, batch=5, tokens=10**10, documents=7, documents_left_out=1, loss=0.1, seconds=2
-    )
+    progress = Progress(step=taken, chunk=2, batch=5, tokens=10**10, documents=7, loss=0.1, seconds=2.5)
     whole.steps(taken + 4, first=0)
     stopped.steps(taken, first=0)
     save_checkpoint(path, TINY, stopped.model, stopped.optimizers, progress)

@@ -42,8 +42,8 @@ def hash_of(texts: list[str]) -> str:
 
 def test_the_same_seed_gives_the_same_text_on_every_platform() -> None:
     """The models were trained on these documents: whatever changes this hash makes them models of another language."""
-    assert hash_of(documents(5000, seed=0)) == "ac1cb9ab107ff2f2ed12627a212c80753167637f329f5dde95e2a655df0437f2"
-    assert hash_of(vocabulary()) == "9135afa6c05bc0a7ac22193c0d5e7096d6704ce64458e63369cf386434c9029b"
+    assert hash_of(documents(5000, seed=0)) == "6b708e747c563b47e38d21332c2daa4fbfbb0627ed761c3a2a15e564aca37177"
+    assert hash_of(vocabulary()) == "17f56fe1ae7ed5212bc4d051bd2ea3d23ec702ece5b4abe4df83dbb1721aa67d"
 
 
 def test_a_document_depends_on_its_number_and_the_seed_only() -> None:
