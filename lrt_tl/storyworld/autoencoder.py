@@ -217,7 +217,8 @@ def train_autoencoder(recipe: AutoencoderRecipe, model: HookedModel) -> tuple[Au
     seconds = time.monotonic() - started
     held_out = states_of(model, hook_name, recipe.data_seed * _LONG_PRIME)
     setting = {"seconds": seconds, "threads": torch.get_num_threads(), "torch": torch.__version__}
-    return autoencoder, {"recipe": recipe.as_dict(), **quality(autoencoder, held_out), **setting}
+    figures = {**quality(autoencoder, held_out), "held_out_tokens": len(held_out)}
+    return autoencoder, {"recipe": recipe.as_dict(), **figures, **setting}
 
 
 def states_of(model: HookedModel, hook_name: str, seed: int) -> Float[Tensor, "position d_in"]:
@@ -242,7 +243,7 @@ def quality(autoencoder: Autoencoder, states: Float[Tensor, "position d_in"]) ->
 
     Returns:
         `variance_explained`: 1 − squared error / squared distance from the mean state. `mean_l0`: active latents per
-        state. `dead_share`: share of the latents that are never active. `positions`: number of states.
+        state. `dead_share`: share of the latents that are never active.
     """
     error, active = 0.0, torch.zeros(autoencoder.d_sae, dtype=torch.long)
     for start in range(0, len(states), 4096):
@@ -254,7 +255,6 @@ def quality(autoencoder: Autoencoder, states: Float[Tensor, "position d_in"]) ->
         "variance_explained": 1 - error / float((states - states.mean(0)).square().sum()),
         "mean_l0": float(active.sum()) / len(states),
         "dead_share": float((active == 0).float().mean()),
-        "positions": len(states),
     }
 
 

@@ -28,6 +28,9 @@ from lrt_tl.storyworld.train import new_model
 from tests.storyworld.test_recipe import TINY
 
 
+pytestmark = pytest.mark.usefixtures("unchecked")
+
+
 @pytest.fixture(scope="module")
 def left(word: Any) -> Any:
     """The word tokenizer, padding on the left, as models that generate need it."""
