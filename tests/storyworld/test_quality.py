@@ -27,7 +27,6 @@ from lrt_tl.storyworld.tokenizer import SPACE, save_tokenizer
 from lrt_tl.storyworld.train import new_model
 from tests.storyworld.test_recipe import TINY
 
-
 pytestmark = pytest.mark.usefixtures("unchecked")
 
 
