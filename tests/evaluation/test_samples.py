@@ -29,10 +29,10 @@ def test_temperature_zero_takes_the_likeliest_token(pair: tuple[Any, Any]) -> No
     vector = SteeringVector(torch.linspace(-3, 3, 24), site_of(target, layer=1))
     row = sample_texts(target, ["word5 word6"], {"steered": (vector, 2.0)}, max_new_tokens=5, temperature=0.0)[0]
     tokens = [1, *target.tokenizer("word5 word6", add_special_tokens=False)["input_ids"]]
-    prompt_length = len(tokens)
     for _ in range(5):
         hook = (vector.site.hook_name, lambda act, hook: act + 2 * vector.direction)
         tokens.append(int(target.run_with_hooks(torch.tensor([tokens]), fwd_hooks=[hook])[0, -1].argmax()))
         if tokens[-1] == target.tokenizer.eos_token_id:
             break
-    assert row["steered"] == target.tokenizer.decode(tokens[prompt_length:], skip_special_tokens=True)
+    written = target.tokenizer.decode(tokens[1:], skip_special_tokens=True)
+    assert row["steered"] == written.removeprefix("word5 word6")

@@ -31,7 +31,7 @@ from tests.storyworld.test_recipe import TINY
 
 pytestmark = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="training needs torch.optim.Muon")
 
-LEARNER = replace(TINY, name="learner", tokens=240 * 1024, batch_tokens=1024)
+LEARNER = replace(TINY, name="learner", tokens=160 * 1024, batch_tokens=1024)
 SHORT = replace(TINY, name="short", tokens=6 * 1024, batch_tokens=1024)
 
 
@@ -45,7 +45,7 @@ def few_samples() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def learned(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """The folder of a model of 32 dimensions after 240 steps, and what its training showed."""
+    """The folder of a model of 32 dimensions after 160 steps, and what its training showed."""
     root, shown = tmp_path_factory.mktemp("learned"), io.StringIO()
     with redirect_stderr(shown):
         folder = train(LEARNER, root / "weights", root / "work", threads=1)
@@ -63,12 +63,12 @@ def test_a_model_learns_what_words_follow_on_each_other(learned: tuple[Path, str
     shares = np.array(list(tokens.values())) / tokens.total()
     unigram = -(shares * np.log(shares)).sum()
     loss = excess_loss(model, tokenizer, 100, seed=SEED)
-    assert loss["grammar"] + 0.1 < loss["model"] < 0.6 * unigram
+    assert loss["grammar"] + 0.1 < loss["model"] < 0.5 * unigram
 
 
 def test_training_shows_its_steps_and_its_loss(learned: tuple[Path, str]) -> None:
     assert "learner: 100%" in learned[1]
-    assert "240/240" in learned[1]
+    assert "160/160" in learned[1]
     record = json.loads((learned[0] / "training.json").read_text())
     assert f"loss {record['loss']:.3f}" in learned[1]
 
@@ -89,8 +89,8 @@ def test_the_folder_is_what_transformers_loads(learned: tuple[Path, str]) -> Non
 def test_the_record_says_what_was_done(learned: tuple[Path, str]) -> None:
     record = json.loads((learned[0] / "training.json").read_text())
     assert record["recipe"] == LEARNER.as_dict()
-    assert record["step"] == 240
-    assert 0.9 * 240 * 1024 < record["tokens"] < 240 * 1024
+    assert record["step"] == 160
+    assert 0.9 * 160 * 1024 < record["tokens"] < 160 * 1024
     assert 0 < record["documents_left_out"] + 1 < 0.001 * record["documents"] + 2
     assert record["seconds"] > 0
 
