@@ -67,6 +67,7 @@ rules:
         ("rules: {document: [<c.a> <c.b>], c: {columns: [.a, .b], rows: [[x, u], [y, v]]}}", {
             "X u": 1 / 4, "X v": 1 / 4, "Y u": 1 / 4, "Y v": 1 / 4,  # without `variable` no row is remembered
         }),
+        ("rules: {document: [<c>], c: {columns: [''], rows: [[x], ['*', y]]}}", {"X": 1}),
     ],
 )  # fmt: skip
 def test_what_a_grammar_gives(tmp_path: Path, content: str, expected: dict[str, float]) -> None:
