@@ -48,6 +48,7 @@ def card(name: str, quality: dict[str, Any], training: dict[str, Any]) -> str:
         "trained on": f"{training['tokens']:,} tokens, {training['documents']:,} documents",
         "seed of the data": str(recipe["data_seed"]),
         "seed of the initial weights": str(recipe["seed"]),
+        "logits sharpened by, after training": f"{recipe['sharpen']:g}",
         "trained in": f"{training['seconds'] / 60:.0f} minutes by {training['threads']} thread(s), beside other work",
         "torch": training["torch"],
         "SHA-256 of the weights": f"`{quality['sha256']}`",

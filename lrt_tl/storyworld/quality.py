@@ -55,8 +55,8 @@ def excess_loss(model: Any, tokenizer: Any, n_documents: int, seed: int = SEED) 
     """The model's loss and the grammar's, in nats per word (punctuation and the end count as words).
 
     Returns:
-        `model`, `grammar`, `excess` over all words, and `carriers`: of each latent, the excess over the words that it
-        decides, where tokens are words.
+        `model`, `grammar`, `excess` over all words, and `carriers`: of each latent, and of `all` together, the excess
+        over the words that it decides, where tokens are words.
     """
     drawn = list(samples(n_documents, seed))
     totals: defaultdict[str, list[float]] = defaultdict(list)
@@ -67,8 +67,9 @@ def excess_loss(model: Any, tokenizer: Any, n_documents: int, seed: int = SEED) 
         totals["words"].append(len(grammar_losses))
         if len(model_losses) == len(grammar_losses):
             for model_loss, grammar_loss, latents in zip(model_losses, grammar_losses, sample.carries, strict=False):
-                for latent in latents:
-                    totals[f"carrier {latent}"].append(model_loss - grammar_loss)
+                decided = [latent for latent in latents if latent in LATENTS]
+                for name in [*decided, *(["all"] if decided else [])]:
+                    totals[f"carrier {name}"].append(model_loss - grammar_loss)
     words = sum(totals["words"])
     return {
         "model": sum(totals["model"]) / words,
@@ -77,7 +78,7 @@ def excess_loss(model: Any, tokenizer: Any, n_documents: int, seed: int = SEED) 
         "carriers": {
             name.removeprefix("carrier "): sum(values) / len(values)
             for name, values in totals.items()
-            if name in {f"carrier {latent}" for latent in LATENTS}
+            if name.startswith("carrier ")
         },
         "documents": n_documents,
         "words": words,

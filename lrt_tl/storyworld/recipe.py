@@ -29,6 +29,9 @@ class Recipe:
         warmup_share: share of the schedule in which the learning rates rise.
         decay_share: share of the schedule, at its end, in which they fall to 0.
         stop_at: share of the schedule after which training ends.
+        sharpen: what the logits are multiplied by at the end (by the gain of the last norm). A small model leaves some
+            thousandths of each word's probability to the words that cannot stand there, and a text of fifty words
+            drawn from it would seldom be whole; sharpened a little, it trades some loss for that.
     """
 
     name: str
@@ -49,6 +52,7 @@ class Recipe:
     warmup_share: float = 0.02
     decay_share: float = 0.98
     stop_at: float = 1.0
+    sharpen: float = 1.0
 
     def __post_init__(self) -> None:
         """Refuse what cannot be trained.
@@ -70,6 +74,8 @@ class Recipe:
                 f"{self.name}: {self.n_heads} heads of an even width must divide d_model={self.d_model}, and "
                 f"{self.n_key_value_heads} key-value heads the heads"
             )
+        if not self.sharpen > 0:
+            raise LrtError(f"{self.name}: sharpen is {self.sharpen}, and must be above 0")
         if not 0 < self.stop_at <= 1 or self.warmup_share + self.decay_share > 1:
             raise LrtError(
                 f"{self.name}: stop_at={self.stop_at} must be above 0 and at most 1, and warmup_share="

@@ -195,6 +195,8 @@ def smooth(progress: Progress, loss: float, every: int = 1) -> None:
 
 def save_model(folder: Path, recipe: Recipe, model: Any, tokenizer: Any, progress: Progress) -> None:
     """Write the folder that Transformers and TransformerLens load, in float16, with `training.json`."""
+    with torch.no_grad():
+        model.model.norm.weight.mul_(recipe.sharpen)
     model = model.to("cpu", torch.float16).eval()
     model.config.use_cache = True
     with new_folder(folder) as scratch:

@@ -63,6 +63,7 @@ def test_a_file_that_gives_no_recipe_is_refused(name: str, message: str) -> None
         ({"d_model": 30}, "2 heads of an even width must divide d_model=30"),
         ({"d_model": 34, "n_heads": 2}, "must divide d_model=34"),
         ({"n_heads": 4, "n_key_value_heads": 3}, "3 key-value heads the heads"),
+        ({"sharpen": 0.0}, r"sharpen is 0\.0, and must be above 0"),
         ({"stop_at": 0.0}, r"stop_at=0\.0 must be above 0"),
         ({"stop_at": 1.1}, r"stop_at=1\.1"),
         ({"warmup_share": 0.5, "decay_share": 0.6}, r"warmup_share=0\.5 with decay_share=0\.6 at most 1"),

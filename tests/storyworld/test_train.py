@@ -26,7 +26,17 @@ from lrt_tl.storyworld.language import documents
 from lrt_tl.storyworld.packing import Rows, encode, pack
 from lrt_tl.storyworld.quality import SEED, excess_loss
 from lrt_tl.storyworld.recipe import Recipe
-from lrt_tl.storyworld.train import count, document_mask, loss_of, new_model, new_optimizers, smooth, take_step, train
+from lrt_tl.storyworld.train import (
+    count,
+    document_mask,
+    loss_of,
+    new_model,
+    new_optimizers,
+    save_model,
+    smooth,
+    take_step,
+    train,
+)
 from tests.storyworld.test_recipe import TINY
 
 pytestmark = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="training needs torch.optim.Muon")
@@ -84,6 +94,17 @@ def test_the_folder_is_what_transformers_loads(learned: tuple[Path, str]) -> Non
     assert model.lm_head.weight is model.model.embed_tokens.weight
     assert len(AutoTokenizer.from_pretrained(folder)) == model.config.vocab_size
     assert all(file.stat().st_mode & 0o444 == 0o444 for file in folder.iterdir())
+
+
+def test_a_sharpened_model_has_larger_logits(word: Any, tmp_path: Path) -> None:
+    tokens = torch.tensor([word("Mira: It rained.")["input_ids"]])
+    logits = []
+    for sharpen in (1.0, 1.5):
+        recipe = replace(TINY, name=f"sharpen-{sharpen}", sharpen=sharpen)
+        save_model(tmp_path / recipe.name, recipe, new_model(recipe, word), word, Progress())
+        model = AutoModelForCausalLM.from_pretrained(tmp_path / recipe.name, dtype=torch.float32)
+        logits.append(model(tokens).logits)
+    torch.testing.assert_close(logits[1], 1.5 * logits[0], rtol=2e-3, atol=2e-4)
 
 
 def test_the_record_says_what_was_done(learned: tuple[Path, str]) -> None:
