@@ -27,18 +27,24 @@ class FitReport:
     R² is 1 − Σ‖error‖²/Σ‖y − ȳ‖² over all target dimensions together, ȳ the mean of the text that it is taken on.
     """
 
+    method: str
+    """Which map: see `alignment.selection`."""
     test_r2: float
     """On the test split, which no choice has seen."""
     validation_r2: float
     cv_r2: float
-    """Mean over the folds, each predicted from the others, at the chosen ridge."""
+    """Mean over the folds, each predicted from the others, of the candidate that was chosen."""
     fold_r2: tuple[float, ...]
-    ridge: float
-    """λ, per position."""
-    relative_ridge: float
+    ridge: float | None
+    """λ, per position; None where the method has none, or one for each target dimension."""
+    relative_ridge: float | None
     """λ in units of the mean variance of a source dimension."""
-    ridge_curve: tuple[tuple[float, float], ...]
-    """(relative ridge, mean R² over the folds) for each candidate."""
+    rank: int | None
+    """None where the method does not limit it."""
+    candidates: str
+    """What was chosen by cross-validation: "relative ridge", "rank", or nothing."""
+    curve: tuple[tuple[float, float], ...]
+    """(candidate, mean R² over the folds) for each."""
     tokens: int
     """Positions that the map was fitted on."""
     tokens_per_dimension: float
@@ -46,12 +52,20 @@ class FitReport:
     harvest: dict[str, Any]
     """What was harvested and dropped, and the median norm of the residual stream at each hook point."""
 
+    def described(self) -> str:
+        """The method and what was chosen for it, such as `ridge λ=0.0013`."""
+        chosen = [] if self.ridge is None else [f"λ={self.ridge:.2g}"]
+        if self.ridge is None and self.relative_ridge is not None:
+            chosen.append(f"λ={self.relative_ridge:.0e} of the variance")
+        chosen += [] if self.rank is None else [f"rank {self.rank}"]
+        return " ".join([self.method.replace("_", " "), *chosen])
+
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "FitReport":
-        tuples = {"fold_r2": tuple(value["fold_r2"]), "ridge_curve": tuple(map(tuple, value["ridge_curve"]))}
+        tuples = {"fold_r2": tuple(value["fold_r2"]), "curve": tuple(map(tuple, value["curve"]))}
         return cls(**{**value, **tuples})
 
 
@@ -155,7 +169,7 @@ class AffineMap:
     def __repr__(self) -> str:
         return (
             f"AffineMap({self.source} → {self.target}, {self.source.d_model}→{self.target.d_model}, "
-            f"ridge λ={self.report.ridge:.2g}, R² {self.report.test_r2:.2f})"
+            f"{self.report.described()}, R² {self.report.test_r2:.2f})"
         )
 
     def _repr_html_(self) -> str:
@@ -168,7 +182,7 @@ class AffineMap:
             "map": f"{self.source} → {self.target}, {self.source.d_model} → {self.target.d_model}",
             "R² on test documents": f"{report.test_r2:.3f}",
             "R² in cross-validation": f"{report.cv_r2:.3f} ({min(report.fold_r2):.3f} … {max(report.fold_r2):.3f})",
-            "ridge λ per position": f"{report.ridge:.2g} ({report.relative_ridge:.0e} of the mean variance)",
+            "method": report.described(),
             "tokens": f"{report.tokens:,} ({report.tokens_per_dimension:,.0f} per source dimension)",
         }
 

@@ -9,9 +9,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lrt_tl.alignment.affine_map import AffineMap, FitReport
+from lrt_tl.alignment.diagnostics import r_squared
 from lrt_tl.alignment.harvest import SINK_RATIO, Harvest, HarvestCounts
-from lrt_tl.alignment.moments import Moments
-from lrt_tl.alignment.solvers import cross_validate, penalty_grid, r_squared, ridge
+from lrt_tl.alignment.moments import Centered, Moments, fit_pairs, pool
+from lrt_tl.alignment.selection import Method, choose
 from lrt_tl.errors import LrtError
 from lrt_tl.models.hook_names import spelled_as_stored
 from lrt_tl.models.identity import Site, site_of
@@ -36,12 +37,13 @@ def fit_affine_map(
     context_length: int | None = None,
     layout: Layout = "split",
     prepend_bos: bool = True,
+    method: Method = "ridge",
     relative_ridges: Sequence[float] = RELATIVE_RIDGES,
 ) -> AffineMap:
-    """Fit h_target ≈ A h_source + b by ridge regression over the token positions of a text, and print its report.
+    """Fit h_target ≈ A h_source + b over the token positions of a text, and print its report.
 
-    The text streams through both models once; only its moments are kept. The ridge is chosen by 5-fold cross-validation
-    over documents, the map is fitted on all folds, and judged on test documents that no choice has seen (Bello et al.
+    The text streams through both models once; only its moments are kept. The ridge, or the rank, is chosen by 5-fold
+    cross-validation over documents, the map is fitted on all folds, and judged on test documents that no choice has seen (Bello et al.
     2025, arXiv 2506.00653, fit the same loss by gradient descent).
 
     Args:
@@ -52,6 +54,7 @@ def fit_affine_map(
         context_length: tokens in a row; by default 256, or as many as both models read.
         layout: what becomes of documents that are longer: see `text.batches`.
         prepend_bos: begin each row with the beginning-of-sequence token, where the tokenizer has one.
+        method: which map: see `alignment.solvers`, and the README's table of which to choose when.
         relative_ridges: candidates for λ, per position, in units of the mean variance of a source dimension.
 
     Raises:
@@ -80,10 +83,11 @@ def fit_affine_map(
     )
     keys = f"source:{source_site.hook_name}", f"target:{target_site.hook_name}"
     calibration, counts = harvest.calibrate(), HarvestCounts()
-    moments = Moments.empty(N_SPLITS, source_shift=calibration.means[keys[0]], target_shift=calibration.means[keys[1]])
-    for pairs in harvest.run(calibration, counts):
-        moments.update(pairs.source[source_site.hook_name], pairs.target[target_site.hook_name], pairs.splits)
-    fitted = solve(moments, source_site, target_site, counts, relative_ridges=relative_ridges)
+    moments = Moments.empty(N_SPLITS, calibration.means, fit_pairs(keys[:1], keys[1:]))
+    for batch in harvest.run(calibration, counts):
+        moments.update(batch.states, batch.splits)
+    parts = moments.between(keys[:1], keys[1])
+    fitted = solve(parts, source_site, target_site, counts, method=method, relative_ridges=relative_ridges)
     print(fitted)
     return fitted
 
@@ -97,6 +101,7 @@ def fit_activations(
     mask: Tensor | None = None,
     models: tuple[HookedModel, HookedModel] | None = None,
     drop_sinks: bool = True,
+    method: Method = "ridge",
     relative_ridges: Sequence[float] = RELATIVE_RIDGES,
 ) -> AffineMap:
     """Fit a map to activations already in hand. Splits, ridge and report are those of `fit_affine_map`.
@@ -146,54 +151,57 @@ def fit_activations(
     counts.positions = len(splits)
     if not counts.positions:
         raise LrtError("there are no positions to fit on: the mask leaves none")
-    moments = Moments.empty(N_SPLITS, source_shift=x.double().mean(0), target_shift=y.double().mean(0))
-    moments.update(x, y, splits)
-    return solve(moments, sites[0], sites[1], counts, relative_ridges=relative_ridges)
+    shifts = {"source": x.double().mean(0), "target": y.double().mean(0)}
+    moments = Moments.empty(N_SPLITS, shifts, fit_pairs(["source"], ["target"]))
+    parts = moments.update({"source": x, "target": y}, splits).between(["source"], "target")
+    return solve(parts, sites[0], sites[1], counts, method=method, relative_ridges=relative_ridges)
 
 
 def solve(
-    moments: Moments,
+    parts: Sequence[Centered],
     source: Site,
     target: Site,
     counts: HarvestCounts,
     *,
+    method: Method = "ridge",
     relative_ridges: Sequence[float] = RELATIVE_RIDGES,
 ) -> AffineMap:
-    """Moments → the map of the best cross-validated ridge, with its report.
+    """The moments of each split → the map that cross-validation chooses, with its report.
 
     Raises:
         LrtError: there are no more positions than source dimensions, or a split has none.
     """
-    smallest = int(moments.count[list(FOLDS)].sum() - moments.count[list(FOLDS)].max())
+    folds = [parts[fold] for fold in FOLDS]
+    smallest = sum(fold.count for fold in folds) - max(fold.count for fold in folds)
     if smallest <= source.d_model:
         raise LrtError(
             f"{smallest} positions (without the largest fold) cannot determine a map of {source.d_model} source "
             "dimensions: give it more text, at least 20 positions a dimension"
         )
-    for split, name in enumerate(_SPLIT_NAMES):
-        if moments.count[split] < 2:
-            n = int(moments.count[split])
-            raise LrtError(f"{name} has {n} positions: there is too little text; give it a few hundred documents")
-    train = moments.centered(FOLDS)
-    penalties = penalty_grid(moments, FOLDS, relative_ridges)
-    validated = cross_validate(moments, FOLDS, penalties)
-    best = validated.best
-    solution = ridge(train, float(penalties[best]))
+    for part, name in zip(parts, _SPLIT_NAMES, strict=True):
+        if part.count < 2:
+            raise LrtError(
+                f"{name} has {part.count} positions: there is too little text; give it a few hundred documents"
+            )
+    train, choice = pool(folds), choose(method, folds, relative_ridges)
     report = FitReport(
-        test_r2=r_squared(solution, moments.centered([TEST])),
-        validation_r2=r_squared(solution, moments.centered([VALIDATION])),
-        cv_r2=float(validated.r2[best].mean()),
-        fold_r2=tuple(validated.r2[best].tolist()),
-        ridge=float(penalties[best]),
-        relative_ridge=relative_ridges[best],
-        ridge_curve=tuple(zip(relative_ridges, validated.r2.mean(1).tolist(), strict=True)),
+        method=method,
+        test_r2=r_squared(choice.solution, parts[TEST]),
+        validation_r2=r_squared(choice.solution, parts[VALIDATION]),
+        cv_r2=sum(choice.fold_r2) / len(folds),
+        fold_r2=choice.fold_r2,
+        ridge=choice.ridge,
+        relative_ridge=choice.relative_ridge,
+        rank=choice.rank,
+        candidates=choice.candidates,
+        curve=choice.curve,
         tokens=train.count,
         tokens_per_dimension=train.count / source.d_model,
         harvest=asdict(counts),
     )
     return AffineMap(
-        solution.weight.T.float().cpu().contiguous(),
-        solution.bias.float().cpu(),
+        choice.solution.weight.T.float().cpu().contiguous(),
+        choice.solution.bias.float().cpu(),
         source,
         target,
         (train.target_target / train.count).float().cpu(),

@@ -27,15 +27,15 @@ SINK_RATIO = 10.0
 _CALIBRATION_DOCUMENTS = 64
 
 Activations = Mapping[str, Float[Tensor, "position _"]]
-"""Activations at the kept positions, by hook name."""
+"""Activations at the kept positions, by name."""
 
 
 @dataclass
 class PairedActivations:
-    """One batch of both models, at the same positions of the same text. float32."""
+    """One batch of both models, at the same positions of the same text."""
 
-    source: Activations
-    target: Activations
+    states: Activations
+    """By `source:` or `target:` and the hook name, float32."""
     splits: Int[Tensor, "position"]
 
 
@@ -139,7 +139,7 @@ class Harvest:
             counts.positions += int((~sink).sum())
             progress.update(len(splits))
             kept = {key: a[~sink.to(a.device)] if sink.any() else a for key, a in states.items()}
-            yield PairedActivations(_part(kept, "source:"), _part(kept, "target:"), splits[~sink])
+            yield PairedActivations(kept, splits[~sink])
         progress.close()
 
     def _kept(self, counts: HarvestCounts) -> Iterator[Document]:
@@ -179,7 +179,3 @@ def _at_text(
         row = int(bad.any(1).nonzero()[0])
         raise LrtError(f"{where}: an activation is NaN or infinite on {batch.names[row]}")
     return states
-
-
-def _part(states: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {key.removeprefix(prefix): value for key, value in states.items() if key.startswith(prefix)}

@@ -14,13 +14,16 @@ from lrt_tl.models.identity import ModelIdentity, Site
 from lrt_tl.steering.vector import SteeringVector
 
 REPORT = FitReport(
+    method="ridge",
     test_r2=0.8123,
     validation_r2=0.8,
     cv_r2=0.79,
     fold_r2=(0.78, 0.79, 0.8),
     ridge=0.00123,
     relative_ridge=1e-4,
-    ridge_curve=((1e-4, 0.79), (1e-3, 0.7)),
+    rank=None,
+    candidates="relative ridge",
+    curve=((1e-4, 0.79), (1e-3, 0.7)),
     tokens=12345,
     tokens_per_dimension=12345 / 3,
     harvest={"documents": 7, "median_norms": {"source:blocks.1.hook_resid_post": 1 / 3}},
@@ -168,7 +171,7 @@ def test_how_a_map_shows() -> None:
         "map": "small L1 → large L0, 3 → 2",
         "R² on test documents": "0.812",
         "R² in cross-validation": "0.790 (0.780 … 0.800)",
-        "ridge λ per position": "0.0012 (1e-04 of the mean variance)",
+        "method": "ridge λ=0.0012",
         "tokens": "12,345 (4,115 per source dimension)",
     }
 

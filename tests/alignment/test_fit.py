@@ -47,7 +47,7 @@ def assert_is(actual: AffineMap, wanted: reference.Fit, tolerance: float = 1e-4)
     """The same ridge, map and figures."""
     report = actual.report
     assert report.relative_ridge == RELATIVE_RIDGES[wanted.best]
-    np.testing.assert_allclose([r2 for _, r2 in report.ridge_curve], wanted.curve, atol=tolerance)
+    np.testing.assert_allclose([r2 for _, r2 in report.curve], wanted.curve, atol=tolerance)
     assert report.cv_r2 == pytest.approx(wanted.curve[wanted.best], abs=tolerance)
     assert np.mean(report.fold_r2) == pytest.approx(report.cv_r2)
     assert report.test_r2 == pytest.approx(wanted.test_r2, abs=tolerance)
