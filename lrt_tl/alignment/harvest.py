@@ -17,10 +17,10 @@ from tqdm.auto import tqdm
 
 from lrt_tl.errors import LrtError
 from lrt_tl.models.capture import capture
-from lrt_tl.models.identity import require_same_tokenizer
+from lrt_tl.models.identity import same_tokenizer
 from lrt_tl.models.protocol import HookedModel
 from lrt_tl.steering.hooks import require_at_rest
-from lrt_tl.text.batches import BatchCounts, Layout, TokenBatch, token_batches
+from lrt_tl.text.batches import BatchCounts, Layout, TokenBatch, TokenRows, token_batches
 from lrt_tl.text.documents import Document, Documents, Exclusion, hash_of
 
 SINK_RATIO = 10.0
@@ -59,6 +59,8 @@ class HarvestCounts:
     documents_excluded: int = 0
     tokens_truncated: int = 0
     positions: int = 0
+    tokens_unpaired: int = 0
+    """With two tokenizers: tokens of the source at whose last character no token of the target ends."""
     special_dropped: int = 0
     sinks_dropped: int = 0
     median_norms: dict[str, float] = field(default_factory=dict)
@@ -82,7 +84,6 @@ class Harvest:
     exclude: Exclusion = field(default_factory=lambda: Exclusion(()))
 
     def __post_init__(self) -> None:
-        require_same_tokenizer(self.source, self.target)
         for model in (self.source, self.target):
             require_at_rest(model)
             if self.context_length > model.cfg.n_ctx:
@@ -130,11 +131,13 @@ class Harvest:
         for batch in self._batches(self._kept(counts), batch_counts, layout=self.layout):
             states = self._states(batch)
             counts.documents, counts.tokens_truncated = batch_counts.documents, batch_counts.tokens_truncated
-            splits = batch.splits[:, None].expand_as(batch.content)[batch.content]
+            content = batch.source.content
+            splits = batch.splits[:, None].expand_as(content)[content]
             sink = torch.zeros(len(splits), dtype=torch.bool)
             for key, activations in states.items():
                 sink |= (activations.norm(dim=-1) > SINK_RATIO * calibration.median_norms[key]).cpu()
-            counts.special_dropped += int(batch.mask.sum() - batch.content.sum())
+            counts.tokens_unpaired = batch_counts.tokens_unpaired
+            counts.special_dropped += int(batch.source.special.sum())
             counts.sinks_dropped += int(sink.sum())
             counts.positions += int((~sink).sum())
             progress.update(len(splits))
@@ -150,8 +153,9 @@ class Harvest:
                 yield document
 
     def _batches(self, documents: Any, counts: BatchCounts, *, layout: Layout) -> Iterator[TokenBatch]:
+        one = same_tokenizer(self.source, self.target)
         return token_batches(
-            self.source.tokenizer,
+            [self.source.tokenizer] if one else [self.source.tokenizer, self.target.tokenizer],
             documents,
             batch_size=self.batch_size,
             context_length=self.context_length,
@@ -162,20 +166,23 @@ class Harvest:
 
     def _states(self, batch: TokenBatch) -> dict[str, Float[Tensor, "position _"]]:
         """Both models' activations at the text of a batch, by `source:` or `target:` and the hook name."""
-        sides = (("source:", self.source, self.source_hooks), ("target:", self.target, self.target_hooks))
+        sides = (
+            ("source:", self.source, self.source_hooks, batch.source),
+            ("target:", self.target, self.target_hooks, batch.target),
+        )
         return {
-            prefix + name: _at_text(batch, activations, f"{model.cfg.model_name}, {name}")
-            for prefix, model, hooks in sides
-            for name, activations in capture(model, batch.tokens, batch.mask, hooks).items()
+            prefix + name: _at_text(rows, batch.names, activations, f"{model.cfg.model_name}, {name}")
+            for prefix, model, hooks, rows in sides
+            for name, activations in capture(model, rows.tokens, rows.mask, hooks).items()
         }
 
 
 def _at_text(
-    batch: TokenBatch, activations: Float[Tensor, "row position d_model"], where: str
+    rows: TokenRows, names: Sequence[str], activations: Float[Tensor, "row position d_model"], where: str
 ) -> Float[Tensor, "kept d_model"]:
-    states = activations[batch.content.to(activations.device)]
+    states = activations[rows.content.to(activations.device)]
     if not torch.isfinite(states).all():
-        bad = ~torch.isfinite(activations).all(-1).cpu() & batch.content
+        bad = ~torch.isfinite(activations).all(-1).cpu() & rows.content
         row = int(bad.any(1).nonzero()[0])
-        raise LrtError(f"{where}: an activation is NaN or infinite on {batch.names[row]}")
+        raise LrtError(f"{where}: an activation is NaN or infinite on {names[row]}")
     return states

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
@@ -20,7 +21,7 @@ from lrt_tl.text.batches import pad
 from lrt_tl.text.documents import split_of
 from tests.alignment import reference
 from tests.alignment.reference import Row, one_at_a_time, rows_of
-from tests.checkpoints import WORDS, hooked_only, save_tokenizer
+from tests.checkpoints import D_VOCAB, WORDS, hooked_only, save_tokenizer
 
 LAYERS = (1, 2)
 NAMES = ("blocks.1.hook_resid_post", "blocks.2.hook_resid_post")
@@ -277,11 +278,23 @@ def test_little_text_is_warned_of(bridges: tuple[Any, Any], texts: list[str]) ->
     assert 1 < actual.report.tokens_per_dimension < 20
 
 
-def test_two_tokenizers_are_refused(bridges: tuple[Any, Any], folders: tuple[Path, Path], tmp_path: Path) -> None:
-    shutil.copytree(folders[1], tmp_path / "other")
-    save_tokenizer(tmp_path / "other", [*WORDS[:-2], WORDS[-1], WORDS[-2]])
-    with pytest.raises(MismatchError, match=r"small and other have different tokenizers \('word38' is 41 and 42\)"):
-        fit_affine_map(bridges[0], load_model(tmp_path / "other"), ["text"], layers=LAYERS)
+def test_two_tokenizers_are_paired(
+    bridges: tuple[Any, Any], folders: tuple[Path, Path], texts: list[str], tmp_path: Path
+) -> None:
+    """A target whose words have other numbers, and whose embedding is renumbered alike, is the same target."""
+    other = shutil.copytree(folders[1], tmp_path / "other")
+    order = [*range(len(WORDS) - 2), len(WORDS) - 1, len(WORDS) - 2]
+    save_tokenizer(other, [WORDS[i] for i in order])
+    tensors = load_file(other / "model.safetensors")
+    for name, tensor in tensors.items():
+        if len(tensor) == D_VOCAB:
+            tensors[name] = tensor[[*order, *range(len(WORDS), D_VOCAB)]]
+    save_file(tensors, other / "model.safetensors", metadata={"format": "pt"})
+    same = fit_affine_map(*bridges, texts, layers=LAYERS)
+    actual = fit_affine_map(bridges[0], load_model(other), texts, layers=LAYERS)
+    torch.testing.assert_close(actual.weight, same.weight, rtol=1e-4, atol=1e-5)
+    assert actual.report.harvest["tokens_unpaired"] == 0
+    assert actual.report.test_r2 == pytest.approx(same.report.test_r2, abs=1e-5)
 
 
 # Activations in hand
