@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float64
+from jaxtyping import Float, Float64
 from torch import Tensor
 
 from lrt_tl.alignment.moments import Centered
@@ -53,6 +53,33 @@ def linear_cka(moments: Centered) -> float:
     positions are few for the dimensions: see `debiased_cka`."""
     norms = [float(s.square().sum()) for s in (moments.source_target, moments.source_source, moments.target_target)]
     return norms[0] / (norms[1] * norms[2]) ** 0.5
+
+
+def debiased_cka(
+    source: Float[Tensor, "position d_source"], target: Float[Tensor, "position d_target"]
+) -> float:
+    """Linear CKA from the unbiased estimator of HSIC (Song et al. 2012, eq. 5; Murphy et al. 2024, arXiv 2405.01012),
+    which is 0 on average for unrelated states, however few the positions; it can fall below.
+
+    With K = XXᵀ less its diagonal, HSIC needs tr(KL), 1ᵀK1·1ᵀL1 and 1ᵀKL1, all of which follow from products of width
+    d: no matrix of n × n is made. States are centered first, which changes nothing but rounding.
+
+    Raises:
+        LrtError: there are fewer than four positions.
+    """
+    if len(source) < 4:
+        raise LrtError(f"debiased CKA needs four positions or more, not {len(source)}")
+    x, y = (states.double() - states.double().mean(0) for states in (source, target.to(source.device)))
+    return _hsic(x, y) / (_hsic(x, x) * _hsic(y, y)) ** 0.5
+
+
+def _hsic(x: Tensor, y: Tensor) -> float:
+    """n(n − 3) times the unbiased estimator."""
+    n = len(x)
+    k, g = x.square().sum(1), y.square().sum(1)
+    row_k, row_g = x @ x.sum(0) - k, y @ y.sum(0) - g
+    trace = (x.T @ y).square().sum() - k @ g
+    return float(trace + row_k.sum() * row_g.sum() / ((n - 1) * (n - 2)) - 2 / (n - 2) * (row_k @ row_g))
 
 
 def direction_r2(solution: Solution, held_out: Centered, directions: Sequence[Tensor] | Tensor) -> list[float]:

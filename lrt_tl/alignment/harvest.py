@@ -6,7 +6,7 @@ and massive activations would otherwise dominate the least squares, and they are
 """
 
 import heapq
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,6 +30,10 @@ Activations = Mapping[str, Float[Tensor, "position _"]]
 """Activations at the kept positions, by name."""
 
 
+Transform = Callable[[Float[Tensor, "position d_model"]], Float[Tensor, "position _"]]
+"""What to take of a residual stream instead of itself: a projection, or an SAE's features."""
+
+
 @dataclass
 class PairedActivations:
     """One batch of both models, at the same positions of the same text."""
@@ -37,6 +41,8 @@ class PairedActivations:
     states: Activations
     """By `source:` or `target:` and the hook name, float32."""
     splits: Int[Tensor, "position"]
+    rows: Int[Tensor, "position"]
+    """The row of the batch that a position is in: one document, or a piece of it (unless packed)."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +88,8 @@ class Harvest:
     layout: Layout = "split"
     prepend_bos: bool = True
     exclude: Exclusion = field(default_factory=lambda: Exclusion(()))
+    transforms: Mapping[str, Transform] = field(default_factory=dict)
+    """By `source:` or `target:` and the hook name, after sinks are left out."""
 
     def __post_init__(self) -> None:
         for model in (self.source, self.target):
@@ -98,10 +106,7 @@ class Harvest:
         Raises:
             LrtError: there is no document, or an activation is not finite.
         """
-        documents = tqdm(self._kept(HarvestCounts()), desc="read", unit=" documents", leave=False)
-        sample = heapq.nsmallest(_CALIBRATION_DOCUMENTS, documents, key=lambda document: hash_of(document.text))
-        if not sample:
-            raise LrtError(f"{self.documents.name}: every document contains a contrast or behavior text")
+        sample = self.sample(_CALIBRATION_DOCUMENTS)
         states: dict[str, list[Tensor]] = {}
         for batch in self._batches(sample, BatchCounts(), layout="truncate"):
             for key, activations in self._states(batch).items():
@@ -113,8 +118,21 @@ class Harvest:
         for key, activations in pooled.items():
             norms = activations.norm(dim=-1)
             medians[key] = float(norms.median())
-            means[key] = activations[norms <= SINK_RATIO * medians[key]].double().mean(0)
+            calm = activations[norms <= SINK_RATIO * medians[key]]
+            means[key] = self._transformed(key, calm).double().mean(0)
         return Calibration(medians, means)
+
+    def sample(self, n: int) -> list[Document]:
+        """The documents whose hashes are lowest, whatever their order.
+
+        Raises:
+            LrtError: there is none.
+        """
+        documents = tqdm(self._kept(HarvestCounts()), desc="read", unit=" documents", leave=False)
+        sample = heapq.nsmallest(n, documents, key=lambda document: hash_of(document.text))
+        if not sample:
+            raise LrtError(f"{self.documents.name}: every document contains a contrast or behavior text")
+        return sample
 
     def run(self, calibration: Calibration, counts: HarvestCounts) -> Iterator[PairedActivations]:
         """One pass over the documents. `counts` is filled on the way.
@@ -132,7 +150,8 @@ class Harvest:
             states = self._states(batch)
             counts.documents, counts.tokens_truncated = batch_counts.documents, batch_counts.tokens_truncated
             content = batch.source.content
-            splits = batch.splits[:, None].expand_as(content)[content]
+            rows = content.nonzero()[:, 0]
+            splits = batch.splits[rows]
             sink = torch.zeros(len(splits), dtype=torch.bool)
             for key, activations in states.items():
                 sink |= (activations.norm(dim=-1) > SINK_RATIO * calibration.median_norms[key]).cpu()
@@ -142,8 +161,12 @@ class Harvest:
             counts.positions += int((~sink).sum())
             progress.update(len(splits))
             kept = {key: a[~sink.to(a.device)] if sink.any() else a for key, a in states.items()}
-            yield PairedActivations(kept, splits[~sink])
+            transformed = {key: self._transformed(key, activations) for key, activations in kept.items()}
+            yield PairedActivations(transformed, splits[~sink], rows[~sink])
         progress.close()
+
+    def _transformed(self, key: str, activations: Tensor) -> Tensor:
+        return self.transforms[key](activations) if key in self.transforms else activations
 
     def _kept(self, counts: HarvestCounts) -> Iterator[Document]:
         for document in self.documents:

@@ -74,27 +74,39 @@ def penalties_of(folds: Sequence[Centered], relative_ridges: Sequence[float]) ->
     return scale * torch.tensor(relative_ridges, dtype=torch.float64, device=train.source_source.device)
 
 
-def ridge_fold_r2(
-    folds: Sequence[Centered], penalties: Float64[Tensor, "penalty"]
-) -> Float64[Tensor, "penalty fold"]:
-    """Held-out R² of the ridge map of each penalty on each fold.
+@dataclass(frozen=True)
+class FoldSpectrum:
+    """What the errors of ridge maps on one fold need of the source alone, in the eigenvectors of the other folds'
+    Sxx = VΛVᵀ. It serves every target and every penalty."""
 
-    One eigendecomposition Sxx = VΛVᵀ a fold serves all penalties: with U = VᵀSxy and D = 1/(Λ + nλ), W = V D U, and the
-    fold's error needs only VᵀSxy_f, VᵀSxx_f V and UUᵀ.
-    """
+    eigenvalues: Float64[Tensor, "direction"]
+    v: Float64[Tensor, "d_source direction"]
+    held: Float64[Tensor, "direction direction"]
+    """VᵀSxx_f V of the fold."""
+    shift: Float64[Tensor, "direction"]
+    """Vᵀ(x̄_f − x̄)."""
 
-    def of(train: Centered, held: Centered) -> Tensor:
+    @classmethod
+    def of(cls, train: Centered, held: Centered) -> "FoldSpectrum":
         eigenvalues, v = spectrum(train.source_source)
-        inverse = 1 / (eigenvalues + train.count * penalties[:, None])
-        u = v.T @ train.source_target
-        linear = (u * (v.T @ held.source_target)).sum(1)
-        quadratic = (u @ u.T) * (v.T @ held.source_source @ v)
-        offset = _offset(train, held) - (inverse * (v.T @ (held.source_mean - train.source_mean))) @ u
+        return cls(eigenvalues, v, v.T @ held.source_source @ v, v.T @ (held.source_mean - train.source_mean))
+
+    def r2(self, train: Centered, held: Centered, penalties: Tensor) -> Float64[Tensor, "penalty"]:
+        """R² on the fold of the ridge map of each penalty: with U = VᵀSxy and D = 1/(Λ + nλ), W = V D U, and the error
+        needs only VᵀSxy_f, VᵀSxx_f V and UUᵀ."""
+        inverse = 1 / (self.eigenvalues + train.count * penalties[:, None])
+        u = self.v.T @ train.source_target
+        linear = (u * (self.v.T @ held.source_target)).sum(1)
+        offset = _offset(train, held) - (inverse * self.shift) @ u
         total = total_variation(held)
-        error = total - 2 * inverse @ linear + torch.einsum("pi,ij,pj->p", inverse, quadratic, inverse)
+        error = total - 2 * inverse @ linear
+        error += torch.einsum("pi,ij,pj->p", inverse, (u @ u.T) * self.held, inverse)
         return 1 - (error + held.count * offset.square().sum(1)).clamp(min=0) / total
 
-    return _over_folds(folds, of)
+
+def ridge_fold_r2(folds: Sequence[Centered], penalties: Float64[Tensor, "penalty"]) -> Float64[Tensor, "penalty fold"]:
+    """Held-out R² of the ridge map of each penalty on each fold."""
+    return _over_folds(folds, lambda train, held: FoldSpectrum.of(train, held).r2(train, held, penalties))
 
 
 def _ridge(folds: Sequence[Centered], relative_ridges: Sequence[float]) -> Choice:
@@ -191,7 +203,7 @@ def _whitened(folds: Sequence[Centered], relative_ridges: Sequence[float]) -> Ch
 
 def _partial_least_squares(folds: Sequence[Centered], relative_ridges: Sequence[float]) -> Choice:
     ranks = len(folds[0].source_mean)
-    found = [_r2(partial_least_squares(train, ranks), held) for train, held in _held_out(folds)]
+    found = [_r2(partial_least_squares(train, ranks), held) for train, held in held_out_folds(folds)]
     shared = min(map(len, found))
     r2 = torch.stack([one[:shared] for one in found], 1)
     rank = int(r2.mean(1).argmax()) + 1
@@ -215,14 +227,14 @@ _METHODS: dict[str, Callable[[Sequence[Centered], Sequence[float]], Choice]] = {
 }
 
 
-def _held_out(folds: Sequence[Centered]) -> list[tuple[Centered, Centered]]:
+def held_out_folds(folds: Sequence[Centered]) -> list[tuple[Centered, Centered]]:
     """For each fold, the others together, and itself."""
     return [(pool([other for other in folds if other is not held]), held) for held in folds]
 
 
 def _over_folds(folds: Sequence[Centered], score: Callable[[Centered, Centered], Tensor]) -> Tensor:
     """`score(train, held)` of each fold, along a last axis."""
-    return torch.stack([score(train, held) for train, held in _held_out(folds)], -1)
+    return torch.stack([score(train, held) for train, held in held_out_folds(folds)], -1)
 
 
 def _offset(train: Centered, held: Centered) -> Float64[Tensor, "d_target"]:

@@ -5,7 +5,8 @@ import pytest
 import torch
 from sklearn.metrics import r2_score
 
-from lrt_tl.alignment.diagnostics import direction_r2, linear_cka, r_squared, squared_errors
+from lrt_tl.alignment.diagnostics import debiased_cka, direction_r2, linear_cka, r_squared, squared_errors
+from lrt_tl.alignment.moments import Moments, fit_pairs
 from lrt_tl.alignment.solvers import Solution, ridge
 from lrt_tl.errors import LrtError
 from tests.alignment.planted import FOLDS, TEST, Sample, planted
@@ -50,3 +51,39 @@ def test_linear_cka_is_that_of_the_gram_matrices() -> None:
     x, y = (some - some.mean(0) for some in sample.part(FOLDS))
     k, g = x @ x.T, y @ y.T
     assert linear_cka(sample.centered(FOLDS)) == pytest.approx((k * g).sum() / np.sqrt((k * k).sum() * (g * g).sum()))
+
+
+def test_debiased_cka_is_that_of_the_gram_matrices() -> None:
+    """HSIC as Song et al. 2012 write it, with the n × n matrices."""
+    sample = planted(n=40)
+
+    def hsic(x: np.ndarray, y: np.ndarray) -> float:
+        k, g = (some @ some.T * (1 - np.eye(len(some))) for some in (x, y))
+        n, one = len(x), np.ones(len(x))
+        return float(
+            np.trace(k @ g)
+            + (one @ k @ one) * (one @ g @ one) / ((n - 1) * (n - 2))
+            - 2 / (n - 2) * (one @ k @ g @ one)
+        ) / (n * (n - 3))
+
+    x, y = sample.x.numpy(), sample.y.numpy()
+    wanted = hsic(x, y) / np.sqrt(hsic(x, x) * hsic(y, y))
+    assert debiased_cka(sample.x, sample.y) == pytest.approx(wanted, rel=1e-9)
+
+
+def test_debiased_cka_of_unrelated_states_is_zero_on_average_and_the_plain_one_is_not() -> None:
+    generator = torch.Generator().manual_seed(0)
+    found = [
+        debiased_cka(*(torch.randn(30, 20, generator=generator, dtype=torch.float64) for _ in range(2)))
+        for _ in range(200)
+    ]
+    assert abs(np.mean(found)) < 3 * np.std(found) / np.sqrt(len(found)) + 1e-3
+    x, y = (torch.randn(30, 20, generator=generator, dtype=torch.float64) for _ in range(2))
+    moments = Moments.empty(1, {"x": x.mean(0), "y": y.mean(0)}, fit_pairs(["x"], ["y"]))
+    moments.update({"x": x, "y": y}, torch.zeros(30, dtype=torch.long))
+    assert linear_cka(moments.between(["x"], "y")[0]) > 0.3
+
+
+def test_debiased_cka_needs_four_positions() -> None:
+    with pytest.raises(LrtError, match="four positions"):
+        debiased_cka(torch.randn(3, 2), torch.randn(3, 2))
