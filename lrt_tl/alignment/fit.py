@@ -2,12 +2,14 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from lrt_tl.alignment.accumulation import accumulate
 from lrt_tl.alignment.affine_map import AffineMap, FitReport
 from lrt_tl.alignment.diagnostics import r_squared
 from lrt_tl.alignment.harvest import SINK_RATIO, Harvest, HarvestCounts
@@ -39,6 +41,7 @@ def fit_affine_map(
     prepend_bos: bool = True,
     method: Method = "ridge",
     relative_ridges: Sequence[float] = RELATIVE_RIDGES,
+    checkpoint: str | Path | None = None,
 ) -> AffineMap:
     """Fit h_target ≈ A h_source + b over the token positions of a text, and print its report.
 
@@ -56,9 +59,9 @@ def fit_affine_map(
         prepend_bos: begin each row with the beginning-of-sequence token, where the tokenizer has one.
         method: which map: see `alignment.solvers`, and the README's table of which to choose when.
         relative_ridges: candidates for λ, per position, in units of the mean variance of a source dimension.
+        checkpoint: a folder to keep the moments in every minute, so that a fit that was killed goes on from there.
 
     Raises:
-        MismatchError: the tokenizers differ.
         LrtError: a bad layer or document, an activation that is not finite, or fewer positions than dimensions.
     """
     if (layers is None) == (hook_names is None):
@@ -81,13 +84,10 @@ def fit_affine_map(
         prepend_bos=prepend_bos,
         exclude=Exclusion(exclude),
     )
-    keys = f"source:{source_site.hook_name}", f"target:{target_site.hook_name}"
-    calibration, counts = harvest.calibrate(), HarvestCounts()
-    moments = Moments.empty(N_SPLITS, calibration.means, fit_pairs(keys[:1], keys[1:]))
-    for batch in harvest.run(calibration, counts):
-        moments.update(batch.states, batch.splits)
-    parts = moments.between(keys[:1], keys[1])
-    fitted = solve(parts, source_site, target_site, counts, method=method, relative_ridges=relative_ridges)
+    pairs = fit_pairs([f"source:{source_site.hook_name}"], [f"target:{target_site.hook_name}"])
+    harvested = accumulate(harvest, [source_site], [target_site], pairs, checkpoint=checkpoint)
+    parts = harvested.parts([source_site], target_site)
+    fitted = solve(parts, source_site, target_site, harvested.counts, method=method, relative_ridges=relative_ridges)
     print(fitted)
     return fitted
 

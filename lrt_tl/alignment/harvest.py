@@ -8,6 +8,7 @@ and massive activations would otherwise dominate the least squares, and they are
 import heapq
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import torch
@@ -134,19 +135,22 @@ class Harvest:
             raise LrtError(f"{self.documents.name}: every document contains a contrast or behavior text")
         return sample
 
-    def run(self, calibration: Calibration, counts: HarvestCounts) -> Iterator[PairedActivations]:
+    def run(self, calibration: Calibration, counts: HarvestCounts, *, skip: int = 0) -> Iterator[PairedActivations]:
         """One pass over the documents. `counts` is filled on the way.
+
+        Args:
+            skip: batches to pass over, for `counts` holds them already.
 
         Raises:
             LrtError: an activation is NaN or infinite (names the hook point and the document), or a document tokenizes
                 to nothing.
         """
-        counts.median_norms = calibration.median_norms
+        counts.median_norms, counts.documents_excluded = calibration.median_norms, 0
         names = ("context_length", "layout", "prepend_bos")
         counts.settings = {"documents": self.documents.name, **{name: getattr(self, name) for name in names}}
         batch_counts = BatchCounts()
         progress = tqdm(desc="harvest", unit=" positions", unit_scale=True)
-        for batch in self._batches(self._kept(counts), batch_counts, layout=self.layout):
+        for batch in islice(self._batches(self._kept(counts), batch_counts, layout=self.layout), skip, None):
             states = self._states(batch)
             counts.documents, counts.tokens_truncated = batch_counts.documents, batch_counts.tokens_truncated
             content = batch.source.content

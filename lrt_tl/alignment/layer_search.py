@@ -7,6 +7,7 @@ the best pair must beat.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
@@ -15,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from lrt_tl.alignment.accumulation import accumulate
 from lrt_tl.alignment.diagnostics import debiased_cka, r_squared
 from lrt_tl.alignment.fit import FOLDS, RELATIVE_RIDGES
 from lrt_tl.alignment.harvest import Calibration, Harvest, HarvestCounts, PairedActivations, Transform
@@ -23,6 +25,7 @@ from lrt_tl.alignment.selection import FoldSpectrum, held_out_folds, penalties_o
 from lrt_tl.alignment.solvers import ridge
 from lrt_tl.errors import LrtError
 from lrt_tl.models.hook_names import resolve_hook_name
+from lrt_tl.models.identity import site_of
 from lrt_tl.models.protocol import HookedModel
 from lrt_tl.tables import html_table
 from lrt_tl.text.batches import Layout
@@ -146,6 +149,7 @@ def search_layers(
     layout: Layout = "split",
     prepend_bos: bool = True,
     relative_ridges: Sequence[float] = RELATIVE_RIDGES,
+    checkpoint: str | Path | None = None,
     seed: int = 0,
 ) -> LayerSearch:
     """Fit a ridge map between every pair of layers, in one pass over the text, and print which pair is best.
@@ -160,6 +164,7 @@ def search_layers(
         n_nulls: searches on shuffled positions, on a fixed sample of documents.
         sketch: see both sides through a random projection to so many dimensions, where all of them do not fit into
             memory. R² is then that of the projected target from the projected source.
+        checkpoint: a folder to keep the moments in every minute, so that a search that was killed goes on from there.
         seed: of the shuffles and the projection.
 
     Raises:
@@ -186,11 +191,10 @@ def search_layers(
         exclude=Exclusion(exclude),
         transforms={} if sketch is None else _projections(keys, [m.cfg.d_model for m, _ in sides], widths, seed),
     )
-    calibration, counts = harvest.calibrate(), HarvestCounts()
-    moments = Moments.empty(N_SPLITS, calibration.means, fit_pairs(*keys))
-    for batch in harvest.run(calibration, counts):
-        moments.update(batch.states, batch.splits)
-    cv_r2, test_r2 = _all_pairs(moments, keys, relative_ridges)
+    sites = [[site_of(model, hook_name=hook) for hook in of] for (model, _), of in zip(sides, hooks, strict=True)]
+    harvested = accumulate(harvest, *sites, fit_pairs(*keys), checkpoint=checkpoint)
+    calibration = Calibration(harvested.counts.median_norms, harvested.moments.shifts)
+    cv_r2, test_r2 = _all_pairs(harvested.moments, keys, relative_ridges)
     sample = _sample(harvest, calibration)
     null_best, sample_best = _null(sample, calibration, keys, relative_ridges, n_nulls, seed)
     found = LayerSearch(
@@ -204,7 +208,7 @@ def search_layers(
         sample_best,
         null_best,
         len(sample.splits),
-        counts.positions,
+        harvested.counts.positions,
         sketch,
     )
     print(found)

@@ -8,17 +8,14 @@ the shift one channel at mean 3000, which real models have, costs up to all digi
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Float64, Int, Int64
 from torch import Tensor
 
-from lrt_tl.artifacts import load_artifact, save_artifact
-from lrt_tl.errors import ArtifactError, LrtError
+from lrt_tl.errors import LrtError
 
-KIND = "moments"
 _POSITIONS_AT_ONCE = 1024
 Pair = tuple[str, str]
 
@@ -179,39 +176,3 @@ class Moments:
         n = max(1, int(self.count[split]))
         own = self.products[a, b][split] if (a, b) in self.products else self.products[b, a][split].T
         return own - torch.outer(self.sums[a][split], self.sums[b][split]) / n
-
-    def save(self, folder: str | Path, *, config: Mapping[str, Any]) -> Path:
-        """Write the moments, and whatever JSON goes with them, to a new folder.
-
-        Raises:
-            ArtifactError: the folder exists.
-        """
-        names = list(self.shifts)
-        tensors = {"count": self.count}
-        for number, name in enumerate(names):
-            tensors |= {f"shift.{number}": self.shifts[name], f"sum.{number}": self.sums[name]}
-        tensors |= {f"product.{names.index(a)}.{names.index(b)}": of for (a, b), of in self.products.items()}
-        card = f"# Moments of {', '.join(names)}\n\nOf {int(self.count.sum()):,} positions; `lrt-tl merge` adds them up."
-        return save_artifact(folder, kind=KIND, config={**config, "names": names}, tensors=tensors, card=card)
-
-    @classmethod
-    def load(cls, folder: str | Path) -> tuple["Moments", dict[str, Any]]:
-        """Read moments back, and the JSON that was saved with them.
-
-        Raises:
-            ArtifactError: the folder does not hold whole, unaltered moments.
-        """
-        config, tensors = load_artifact(folder, kind=KIND)
-        try:
-            names = config["names"]
-            shifts = {name: tensors[f"shift.{number}"] for number, name in enumerate(names)}
-            sums = {name: tensors[f"sum.{number}"] for number, name in enumerate(names)}
-            products = {_pair(key, names): tensor for key, tensor in tensors.items() if key.startswith("product.")}
-            return cls(shifts, tensors["count"], sums, products), config
-        except (KeyError, IndexError, ValueError) as error:
-            raise ArtifactError(f"{folder} does not hold whole moments: {error!r}") from error
-
-
-def _pair(key: str, names: Sequence[str]) -> Pair:
-    a, b = map(int, key.split(".")[1:])
-    return names[a], names[b]

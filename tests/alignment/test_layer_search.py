@@ -66,7 +66,7 @@ def test_what_does_not_fit_is_refused_before_the_models_run(
 
     monkeypatch.setattr(psutil, "virtual_memory", Little)
     monkeypatch.setattr(module, "Harvest", None)
-    with pytest.raises(LrtError, match=r"3 × 4 pairs of layers take 0\.00026 GB, and 1e-05 are free.*sketch=512"):
+    with pytest.raises(LrtError, match=r"3 × 4 pairs of layers take 0\.00043 GB, and 1e-05 are free.*sketch=512"):
         search_layers(*bridges, texts)
     assert "the moments take" in capsys.readouterr().out
 
