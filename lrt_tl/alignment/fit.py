@@ -16,7 +16,7 @@ from lrt_tl.alignment.harvest import SINK_RATIO, Harvest, HarvestCounts
 from lrt_tl.alignment.moments import Centered, Moments, fit_pairs, pool
 from lrt_tl.alignment.selection import Method, choose
 from lrt_tl.errors import LrtError
-from lrt_tl.models.hook_names import spelled_as_stored
+from lrt_tl.models.hook_names import resolve_hook_name, spelled_as_stored
 from lrt_tl.models.identity import Site, site_of
 from lrt_tl.models.protocol import HookedModel
 from lrt_tl.text.batches import Layout
@@ -32,8 +32,8 @@ def fit_affine_map(
     target: HookedModel,
     documents: Any,
     *,
-    layers: tuple[int, int] | None = None,
-    hook_names: tuple[str, str] | None = None,
+    layers: tuple[int | Sequence[int], int] | None = None,
+    hook_names: tuple[str | Sequence[str], str] | None = None,
     exclude: Iterable[str] = (),
     batch_size: int = 16,
     context_length: int | None = None,
@@ -51,7 +51,8 @@ def fit_affine_map(
 
     Args:
         documents: whatever `read_documents` takes.
-        layers: source and target layer (`resid_post`); or `hook_names`, of both.
+        layers: source and target layer (`resid_post`); or `hook_names`, of both. Several source layers,
+            `((0, 1, 2), 3)`, make a map from all of them at once, which then carries a vector of each together.
         exclude: texts that the map will be tried on: documents that contain one are dropped, and counted.
         batch_size: rows in a forward pass.
         context_length: tokens in a row; by default 256, or as many as both models read.
@@ -64,19 +65,14 @@ def fit_affine_map(
     Raises:
         LrtError: a bad layer or document, an activation that is not finite, or fewer positions than dimensions.
     """
-    if (layers is None) == (hook_names is None):
-        raise LrtError(f"give layers or hook_names, and not both: layers={layers}, hook_names={hook_names}")
-    ends = hook_names if layers is None else layers
-    if not isinstance(ends, (tuple, list)) or len(ends) != 2:
-        raise LrtError(f"layers and hook_names are of source and target, as layers=(2, 3), not {ends!r}")
-    of_layers, of_names = layers or (None, None), hook_names or (None, None)
-    source_site = site_of(source, layer=of_layers[0], hook_name=of_names[0])
-    target_site = site_of(target, layer=of_layers[1], hook_name=of_names[1])
+    source_hooks, target_hook = resolve_ends(source, target, layers, hook_names)
+    sources = [site_of(source, hook_name=name) for name in source_hooks]
+    target_site = site_of(target, hook_name=target_hook)
     harvest = Harvest(
         source,
         target,
-        (source_site.hook_name,),
-        (target_site.hook_name,),
+        source_hooks,
+        [target_hook],
         read_documents(documents),
         batch_size=batch_size,
         context_length=min(256, source.cfg.n_ctx, target.cfg.n_ctx) if context_length is None else context_length,
@@ -84,12 +80,36 @@ def fit_affine_map(
         prepend_bos=prepend_bos,
         exclude=Exclusion(exclude),
     )
-    pairs = fit_pairs([f"source:{source_site.hook_name}"], [f"target:{target_site.hook_name}"])
-    harvested = accumulate(harvest, [source_site], [target_site], pairs, checkpoint=checkpoint)
-    parts = harvested.parts([source_site], target_site)
-    fitted = solve(parts, source_site, target_site, harvested.counts, method=method, relative_ridges=relative_ridges)
+    pairs = fit_pairs([f"source:{name}" for name in source_hooks], [f"target:{target_hook}"], stacked=True)
+    harvested = accumulate(harvest, sources, [target_site], pairs, checkpoint=checkpoint)
+    parts = harvested.parts(sources, target_site)
+    fitted = solve(parts, sources, target_site, harvested.counts, method=method, relative_ridges=relative_ridges)
     print(fitted)
     return fitted
+
+
+def resolve_ends(
+    source: HookedModel,
+    target: HookedModel,
+    layers: tuple[int | Sequence[int], int] | None,
+    hook_names: tuple[str | Sequence[str], str] | None,
+) -> tuple[list[str], str]:
+    """The hook names at which a map begins, one or several, and ends.
+
+    Raises:
+        LrtError: neither or both of layers and hook names are given, or one does not exist, or is given twice.
+    """
+    if (layers is None) == (hook_names is None):
+        raise LrtError(f"give layers or hook_names, and not both: layers={layers}, hook_names={hook_names}")
+    ends: Any = hook_names if layers is None else layers
+    if not isinstance(ends, (tuple, list)) or len(ends) != 2:
+        raise LrtError(f"layers and hook_names are of source and target, as layers=(2, 3), not {ends!r}")
+    what = "hook_name" if layers is None else "layer"
+    begins = ends[0] if isinstance(ends[0], (tuple, list, range)) else [ends[0]]
+    found = [resolve_hook_name(source, **{what: each}) for each in begins]
+    if not found or len(set(found)) < len(found):
+        raise LrtError(f"the source layers must be one or more different ones, not {begins}")
+    return found, resolve_hook_name(target, **{what: ends[1]})
 
 
 def fit_activations(
@@ -154,12 +174,12 @@ def fit_activations(
     shifts = {"source": x.double().mean(0), "target": y.double().mean(0)}
     moments = Moments.empty(N_SPLITS, shifts, fit_pairs(["source"], ["target"]))
     parts = moments.update({"source": x, "target": y}, splits).between(["source"], "target")
-    return solve(parts, sites[0], sites[1], counts, method=method, relative_ridges=relative_ridges)
+    return solve(parts, sites[:1], sites[1], counts, method=method, relative_ridges=relative_ridges)
 
 
 def solve(
     parts: Sequence[Centered],
-    source: Site,
+    sources: Sequence[Site],
     target: Site,
     counts: HarvestCounts,
     *,
@@ -173,9 +193,10 @@ def solve(
     """
     folds = [parts[fold] for fold in FOLDS]
     smallest = sum(fold.count for fold in folds) - max(fold.count for fold in folds)
-    if smallest <= source.d_model:
+    d_source = sum(site.d_model for site in sources)
+    if smallest <= d_source:
         raise LrtError(
-            f"{smallest} positions (without the largest fold) cannot determine a map of {source.d_model} source "
+            f"{smallest} positions (without the largest fold) cannot determine a map of {d_source} source "
             "dimensions: give it more text, at least 20 positions a dimension"
         )
     for part, name in zip(parts, _SPLIT_NAMES, strict=True):
@@ -196,13 +217,13 @@ def solve(
         candidates=choice.candidates,
         curve=choice.curve,
         tokens=train.count,
-        tokens_per_dimension=train.count / source.d_model,
+        tokens_per_dimension=train.count / d_source,
         harvest=asdict(counts),
     )
     return AffineMap(
         choice.solution.weight.T.float().cpu().contiguous(),
         choice.solution.bias.float().cpu(),
-        source,
+        tuple(sources),
         target,
         (train.target_target / train.count).float().cpu(),
         counts.median_norms.get(f"target:{target.hook_name}"),

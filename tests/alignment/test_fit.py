@@ -278,6 +278,23 @@ def test_little_text_is_warned_of(bridges: tuple[Any, Any], texts: list[str]) ->
     assert 1 < actual.report.tokens_per_dimension < 20
 
 
+def test_a_map_from_several_layers_is_that_of_their_states_side_by_side(
+    bridges: tuple[Any, Any], huggingface: tuple[Any, Any], texts: list[str]
+) -> None:
+    one, other = (reference.one_at_a_time(huggingface, reference.rows_of(texts), (layer, 2)) for layer in (0, 1))
+    stacked = reference.Positions(np.hstack([one.source, other.source]), one.target, one.splits, one.tokens)
+    actual = fit_affine_map(*bridges, texts, layers=((0, 1), 2))
+    assert_is(actual, reference.fit(stacked))
+    assert [site.hook_name for site in actual.sources] == ["blocks.0.hook_resid_post", "blocks.1.hook_resid_post"]
+    assert actual.report.test_r2 > fit_affine_map(*bridges, texts, layers=(1, 2)).report.test_r2 - 0.05
+
+
+@pytest.mark.parametrize("layers", [((), 2), ((1, 1), 2)])
+def test_source_layers_must_differ(bridges: tuple[Any, Any], layers: Any) -> None:
+    with pytest.raises(LrtError, match="one or more different ones"):
+        fit_affine_map(*bridges, ["text"], layers=layers)
+
+
 def test_two_tokenizers_are_paired(
     bridges: tuple[Any, Any], folders: tuple[Path, Path], texts: list[str], tmp_path: Path
 ) -> None:
