@@ -55,9 +55,7 @@ def linear_cka(moments: Centered) -> float:
     return norms[0] / (norms[1] * norms[2]) ** 0.5
 
 
-def debiased_cka(
-    source: Float[Tensor, "position d_source"], target: Float[Tensor, "position d_target"]
-) -> float:
+def debiased_cka(source: Float[Tensor, "position d_source"], target: Float[Tensor, "position d_target"]) -> float:
     """Linear CKA from the unbiased estimator of HSIC (Song et al. 2012, eq. 5; Murphy et al. 2024, arXiv 2405.01012),
     which is 0 on average for unrelated states, however few the positions; it can fall below.
 

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lrt_tl.alignment.accumulation import accumulate
+from lrt_tl.alignment.accumulation import HarvestedMoments, accumulate
 from lrt_tl.alignment.affine_map import AffineMap, FitReport
 from lrt_tl.alignment.diagnostics import r_squared
 from lrt_tl.alignment.harvest import SINK_RATIO, Harvest, HarvestCounts
@@ -46,8 +46,8 @@ def fit_affine_map(
     """Fit h_target ≈ A h_source + b over the token positions of a text, and print its report.
 
     The text streams through both models once; only its moments are kept. The ridge, or the rank, is chosen by 5-fold
-    cross-validation over documents, the map is fitted on all folds, and judged on test documents that no choice has seen (Bello et al.
-    2025, arXiv 2506.00653, fit the same loss by gradient descent).
+    cross-validation over documents, the map is fitted on all folds, and judged on test documents that no choice has
+    seen (Bello et al. 2025, arXiv 2506.00653, fit the same loss by gradient descent).
 
     Args:
         documents: whatever `read_documents` takes.
@@ -65,9 +65,45 @@ def fit_affine_map(
     Raises:
         LrtError: a bad layer or document, an activation that is not finite, or fewer positions than dimensions.
     """
+    harvested = harvest_moments(
+        source,
+        target,
+        documents,
+        layers=layers,
+        hook_names=hook_names,
+        exclude=exclude,
+        batch_size=batch_size,
+        context_length=context_length,
+        layout=layout,
+        prepend_bos=prepend_bos,
+        checkpoint=checkpoint,
+    )
+    fitted = fit_moments(harvested, method=method, relative_ridges=relative_ridges)
+    print(fitted)
+    return fitted
+
+
+def harvest_moments(
+    source: HookedModel,
+    target: HookedModel,
+    documents: Any,
+    *,
+    layers: tuple[int | Sequence[int], int] | None = None,
+    hook_names: tuple[str | Sequence[str], str] | None = None,
+    exclude: Iterable[str] = (),
+    batch_size: int = 16,
+    context_length: int | None = None,
+    layout: Layout = "split",
+    prepend_bos: bool = True,
+    checkpoint: str | Path | None = None,
+) -> HarvestedMoments:
+    """The pass over the text of `fit_affine_map` alone, which takes the same arguments.
+
+    Moments of different documents add up (`merge`), so that several machines, each with a part of the text, make one
+    map. Each part measures for itself what is a sink.
+    """
     source_hooks, target_hook = resolve_ends(source, target, layers, hook_names)
     sources = [site_of(source, hook_name=name) for name in source_hooks]
-    target_site = site_of(target, hook_name=target_hook)
     harvest = Harvest(
         source,
         target,
@@ -81,11 +117,23 @@ def fit_affine_map(
         exclude=Exclusion(exclude),
     )
     pairs = fit_pairs([f"source:{name}" for name in source_hooks], [f"target:{target_hook}"], stacked=True)
-    harvested = accumulate(harvest, sources, [target_site], pairs, checkpoint=checkpoint)
-    parts = harvested.parts(sources, target_site)
-    fitted = solve(parts, sources, target_site, harvested.counts, method=method, relative_ridges=relative_ridges)
-    print(fitted)
-    return fitted
+    return accumulate(harvest, sources, [site_of(target, hook_name=target_hook)], pairs, checkpoint=checkpoint)
+
+
+def fit_moments(
+    moments: HarvestedMoments,
+    *,
+    method: Method = "ridge",
+    relative_ridges: Sequence[float] = RELATIVE_RIDGES,
+) -> AffineMap:
+    """The map from all sources of the moments to their one target. Nothing is read or run.
+
+    Raises:
+        LrtError: a split has too few positions.
+    """
+    target = moments.targets[0]
+    parts = moments.parts(moments.sources, target)
+    return solve(parts, moments.sources, target, moments.counts, method=method, relative_ridges=relative_ridges)
 
 
 def resolve_ends(

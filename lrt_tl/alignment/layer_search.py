@@ -223,11 +223,12 @@ def memory_needed(layers: tuple[int, int], widths: tuple[int, int]) -> int:
 
 def _check_memory(layers: tuple[int, int], widths: tuple[int, int]) -> None:
     needed, free = memory_needed(layers, widths), psutil.virtual_memory().available
-    print(f"{layers[0]} × {layers[1]} pairs of layers: the moments take {needed / 1e9:.2f} GB ({free / 1e9:.0f} GB free)")
+    pairs = f"{layers[0]} × {layers[1]} pairs of layers"
+    print(f"{pairs}: the moments take {needed / 1e9:.2f} GB ({free / 1e9:.0f} GB free)")
     if needed > 0.8 * free:
         raise LrtError(
-            f"the moments of {layers[0]} × {layers[1]} pairs of layers take {needed / 1e9:.2g} GB, and {free / 1e9:.2g} "
-            "are free: give fewer source_layers and target_layers, or a random projection (sketch=512)"
+            f"the moments of {pairs} take {needed / 1e9:.2g} GB, and {free / 1e9:.2g} are free: give fewer "
+            "source_layers and target_layers, or a random projection (sketch=512)"
         )
 
 

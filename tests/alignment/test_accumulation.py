@@ -19,9 +19,7 @@ from lrt_tl.text.documents import Exclusion, read_documents
 HOOKS = "blocks.1.hook_resid_post", "blocks.2.hook_resid_post"
 
 
-def passed(
-    bridges: tuple[Any, Any], texts: list[str], place: Path | None = None, **options: Any
-) -> HarvestedMoments:
+def passed(bridges: tuple[Any, Any], texts: list[str], place: Path | None = None, **options: Any) -> HarvestedMoments:
     sites = [site_of(model, hook_name=hook) for model, hook in zip(bridges, HOOKS, strict=True)]
     options = {"batch_size": 4, "context_length": 64, **options}
     harvest = Harvest(*bridges, HOOKS[:1], HOOKS[1:], read_documents(texts), **options)
@@ -122,7 +120,7 @@ def test_other_arguments_are_refused(
     with pytest.raises(LrtError, match=message):
         passed(bridges, texts, tmp_path / "work", **changed)
     with pytest.raises(LrtError, match="another documents"):
-        passed(bridges, texts[:-1] + ["word1"], tmp_path / "work")
+        passed(bridges, [*texts[:-1], "word1"], tmp_path / "work")
     with pytest.raises(LrtError, match="another source"):
         passed((bridges[1], bridges[1]), texts, tmp_path / "work")
 
@@ -135,7 +133,8 @@ def test_parts_of_the_text_add_up(bridges: tuple[Any, Any], texts: list[str], tm
     assert merged.counts.positions == whole.counts.positions
     assert merged.counts.documents == 200
     assert merged.sources == whole.sources
-    for ours, theirs in zip(merged.parts(merged.sources, merged.targets[0]), whole.parts(whole.sources, whole.targets[0]), strict=True):
+    found, wanted_parts = (some.parts(some.sources, some.targets[0]) for some in (merged, whole))
+    for ours, theirs in zip(found, wanted_parts, strict=True):
         assert ours.count == theirs.count
         for name in ("source_mean", "target_mean", "source_source", "source_target", "target_target"):
             wanted = getattr(theirs, name)

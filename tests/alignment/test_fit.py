@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from lrt_tl.alignment.affine_map import AffineMap
 from lrt_tl.alignment.fit import RELATIVE_RIDGES, fit_activations, fit_affine_map
-from lrt_tl.errors import LrtError, MismatchError
+from lrt_tl.errors import LrtError
 from lrt_tl.models.identity import identify
 from lrt_tl.models.loading import load_model
 from lrt_tl.text.batches import pad

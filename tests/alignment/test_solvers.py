@@ -186,9 +186,7 @@ def test_whitened_is_the_textbooks(shape: tuple[int, int]) -> None:
     weight = inv(root_x) @ u @ vh @ root_y
     ours = whitened(sample.centered(FOLDS), 1e-14)
     assert_map(ours, weight, through_means(weight, x, y), 1e-7)
-    np.testing.assert_allclose(
-        canonical_correlations(sample.centered(FOLDS), 1e-14).numpy(), correlations, rtol=1e-9
-    )
+    np.testing.assert_allclose(canonical_correlations(sample.centered(FOLDS), 1e-14).numpy(), correlations, rtol=1e-9)
 
 
 def test_whitened_keeps_the_variance_that_ridge_shrinks() -> None:

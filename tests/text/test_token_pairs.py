@@ -1,5 +1,6 @@
 """Two tokenizers of one text, built on the spot: byte-level, SentencePiece-like, word-level and normalizing ones."""
 
+from itertools import combinations
 from types import SimpleNamespace
 from typing import Any
 
@@ -35,7 +36,8 @@ def byte_level() -> Tokenizer:
 def sentence_piece() -> Tokenizer:
     """As Llama's: ▁ for spaces and before the first word, bytes where a character is unknown."""
     vocabulary = [f"<0x{byte:02X}>" for byte in range(256)]
-    vocabulary += sorted({c for text in TEXTS[:2] for c in text.replace(" ", "▁") if c != "\n"}) + ["▁t", "▁th", "▁the"]
+    vocabulary += sorted({c for text in TEXTS[:2] for c in text.replace(" ", "▁") if c != "\n"})
+    vocabulary += ["▁t", "▁th", "▁the"]
     merges = [("▁", "t"), ("▁t", "h"), ("▁th", "e")]
     ids = {"<unk>": 0} | {token: number + 1 for number, token in enumerate(vocabulary)}
     made = Tokenizer(models.BPE(ids, merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True))
@@ -61,7 +63,7 @@ def ends(tokens: Tokens) -> list[int]:
 
 
 @pytest.mark.parametrize("text", TEXTS)
-@pytest.mark.parametrize("names", [("byte_level", "sentence_piece"), ("byte_level", "words"), ("sentence_piece", "words")])
+@pytest.mark.parametrize("names", list(combinations(MADE, 2)))
 def test_all_and_only_what_ends_on_one_character_pairs(names: tuple[str, str], text: str) -> None:
     one, other = (tokens_with_ends(TOKENIZERS[name], [text])[0] for name in names)
     pairs = pair_positions(one, other)
