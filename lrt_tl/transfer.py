@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lrt_tl.alignment.affine_map import AffineMap
-from lrt_tl.alignment.fit import fit_affine_map
+from lrt_tl.alignment.fit import fit_affine_map, resolve_ends
 from lrt_tl.artifacts import new_folder, write_json, write_text
 from lrt_tl.errors import LrtError
 from lrt_tl.evaluation.behavior import Behavior, read_behavior, texts_of
@@ -19,7 +19,7 @@ from lrt_tl.evaluation.effects import COEFFICIENTS, check_coefficients
 from lrt_tl.evaluation.evaluate import TransferResult, evaluate_transfer
 from lrt_tl.evaluation.report import BehaviorSection, render_report
 from lrt_tl.evaluation.samples import sample_texts
-from lrt_tl.models.hook_names import check_writable, resolve_hook_name
+from lrt_tl.models.hook_names import check_writable, layer_of
 from lrt_tl.models.protocol import HookedModel
 from lrt_tl.steering.contrast import read_contrast_pairs
 from lrt_tl.steering.extraction import TextPosition, mean_difference
@@ -36,7 +36,8 @@ _NEUTRAL_TEXTS, _SAMPLE_PROMPTS = 8, 3
 class BehaviorTransfer:
     """One behavior's vectors, in the source, carried over, and found in the target itself, and what they do."""
 
-    source_vector: SteeringVector
+    source_vectors: tuple[SteeringVector, ...]
+    """One at each site that the map begins at."""
     transferred: SteeringVector
     native: SteeringVector
     result: TransferResult
@@ -60,7 +61,7 @@ class TransferRun:
             "format_version": SUMMARY_VERSION,
             "versions": _versions(),
             "arguments": dict(self.arguments),
-            "source": self.affine_map.source.to_json(),
+            "sources": [site.to_json() for site in self.affine_map.sources],
             "target": self.affine_map.target.to_json(),
             "map": fit.to_json(),
             "vector": {"cosine_with_native": first.cosine_with_native, "norm_over_native": first.norm_over_native},
@@ -78,7 +79,9 @@ class TransferRun:
             self.affine_map.save(folder / "map")
             for behavior in self.behaviors:
                 place = folder / "vectors" / folder_name(behavior.result.behavior)
-                behavior.source_vector.save(place / "source")
+                for vector in behavior.source_vectors:
+                    many = len(behavior.source_vectors) > 1
+                    vector.save(place / (f"source-{layer_of(vector.site.hook_name)}" if many else "source"))
                 behavior.transferred.save(place / "transferred")
                 behavior.native.save(place / "native")
             write_json(folder / "summary.json", self.summary())
@@ -88,9 +91,9 @@ class TransferRun:
     def report(self) -> str:
         """The run as a page of HTML."""
         sections = [BehaviorSection(b.result, b.samples, b.sample_coefficient) for b in self.behaviors]
-        source, target = self.affine_map.source, self.affine_map.target
+        target = self.affine_map.target
         return render_report(
-            f"From {source} to {target}",
+            f"From {' + '.join(map(str, self.affine_map.sources))} to {target}",
             sections,
             target="the target" if target.model is None else target.model.name,
             map_table=self.affine_map.summary(),
@@ -112,8 +115,8 @@ def transfer(
     documents: Any = None,
     tasks: Sequence[tuple[Any, Any]] = (),
     *,
-    layers: tuple[int, int] | None = None,
-    hook_names: tuple[str, str] | None = None,
+    layers: tuple[int | Sequence[int], int] | None = None,
+    hook_names: tuple[str | Sequence[str], str] | None = None,
     position: TextPosition = "mean",
     coefficients: Sequence[float] = COEFFICIENTS,
     n_draws: int = N_DRAWS,
@@ -132,7 +135,8 @@ def transfer(
             dropped, and counted.
         tasks: contrast pairs and behavior of each vector; whatever `read_contrast_pairs` and `read_behavior` take, or
             "storyworld:mood" and the like for either.
-        layers: source and target layer; or `hook_names`, of both.
+        layers: source and target layer, or several source layers and the target's; or `hook_names`, of both.
+            With several, the source's own slope is that of the last one's vector.
         position: where the contrast texts' states are read.
         coefficients: in units of the native vector.
         n_draws: random vectors, and shuffled maps.
@@ -147,8 +151,9 @@ def transfer(
         for contrast, behavior in tasks
     ]
     _check_behaviors([behavior for _, behavior in read], source, target)
-    for model, layer, name in zip((source, target), layers or (None, None), hook_names or (None, None), strict=True):
-        check_writable(model, resolve_hook_name(model, layer=layer, hook_name=name))
+    source_hooks, target_hook = resolve_ends(source, target, layers, hook_names)
+    for model, name in [*((source, hook) for hook in source_hooks), (target, target_hook)]:
+        check_writable(model, name)
     documents = read_documents(named_documents(default_documents(source, target) if documents is None else documents))
     texts = texts_of(*(part for task in read for part in task))
     affine_map = fit_affine_map(
@@ -164,21 +169,20 @@ def transfer(
         prepend_bos=prepend_bos,
     )
     neutral = neutral_texts(documents, Exclusion(texts))
-    hooks = affine_map.source.hook_name, affine_map.target.hook_name
     behaviors = []
     for pairs, behavior in read:
-        vector, native = (
+        *vectors, native = (
             mean_difference(model, pairs, hook_name=hook, position=position, prepend_bos=prepend_bos)
-            for model, hook in zip((source, target), hooks, strict=True)
+            for model, hook in [*((source, hook) for hook in source_hooks), (target, target_hook)]
         )
-        transferred = affine_map.transport(vector)
+        transferred = affine_map.transport(vectors)
         result = evaluate_transfer(
             target,
             transferred,
             behavior,
             native=native,
             affine_map=affine_map,
-            source=(source, vector),
+            source=(source, vectors[-1]),
             neutral=neutral,
             coefficients=coefficients,
             n_draws=n_draws,
@@ -190,7 +194,7 @@ def transfer(
         equal = transferred.scaled_to(native.norm)
         steering |= {"transferred": (equal, strength), "transferred, reversed": (equal, -strength)}
         samples = sample_texts(target, behavior.prompts[:_SAMPLE_PROMPTS], steering, prepend_bos=prepend_bos, seed=seed)
-        behaviors.append(BehaviorTransfer(vector, transferred, native, result, samples, strength))
+        behaviors.append(BehaviorTransfer(tuple(vectors), transferred, native, result, samples, strength))
     options: dict[str, Any] = {
         "layers": layers,
         "hook_names": hook_names,

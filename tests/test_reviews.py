@@ -12,7 +12,7 @@ import torch
 from lrt_tl.alignment.affine_map import AffineMap
 from lrt_tl.alignment.fit import fit_affine_map, solve
 from lrt_tl.alignment.harvest import Harvest, HarvestCounts
-from lrt_tl.alignment.moments import Moments
+from lrt_tl.alignment.moments import Moments, fit_pairs
 from lrt_tl.evaluation.evaluate import TransferResult, evaluate_transfer
 from lrt_tl.models.identity import site_of
 from lrt_tl.models.loading import load_model
@@ -61,16 +61,13 @@ def maps(models: dict[str, Any], texts: list[str]) -> dict[tuple[str, str], Affi
     hooks = (small.hook_name,), (large.hook_name,)
     harvest = Harvest(models["small"], models["large"], *hooks, read_documents(texts), context_length=128)
     calibration, counts = harvest.calibrate(), HarvestCounts()
-    means = list(calibration.means.values())
-    there = Moments.empty(N_SPLITS, source_shift=means[0], target_shift=means[1])
-    back = Moments.empty(N_SPLITS, source_shift=means[1], target_shift=means[0])
+    one, other = calibration.means
+    moments = Moments.empty(N_SPLITS, calibration.means, fit_pairs([one], [other]))
     for found in harvest.run(calibration, counts):
-        x, y = found.source[small.hook_name], found.target[large.hook_name]
-        there.update(x, y, found.splits)
-        back.update(y, x, found.splits)
+        moments.update(found.states, found.splits)
     return {
-        ("small", "large"): solve(there, small, large, counts),
-        ("large", "small"): solve(back, large, small, counts),
+        ("small", "large"): solve(moments.between([one], other), [small], large, counts),
+        ("large", "small"): solve(moments.between([other], one), [large], small, counts),
     }
 
 

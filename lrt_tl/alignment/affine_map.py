@@ -1,7 +1,7 @@
 """The affine map from the residual stream of one model to another's: h_target ≈ A h_source + b."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, overload
@@ -27,18 +27,24 @@ class FitReport:
     R² is 1 − Σ‖error‖²/Σ‖y − ȳ‖² over all target dimensions together, ȳ the mean of the text that it is taken on.
     """
 
+    method: str
+    """Which map: see `alignment.selection`."""
     test_r2: float
     """On the test split, which no choice has seen."""
     validation_r2: float
     cv_r2: float
-    """Mean over the folds, each predicted from the others, at the chosen ridge."""
+    """Mean over the folds, each predicted from the others, of the candidate that was chosen."""
     fold_r2: tuple[float, ...]
-    ridge: float
-    """λ, per position."""
-    relative_ridge: float
+    ridge: float | None
+    """λ, per position; None where the method has none, or one for each target dimension."""
+    relative_ridge: float | None
     """λ in units of the mean variance of a source dimension."""
-    ridge_curve: tuple[tuple[float, float], ...]
-    """(relative ridge, mean R² over the folds) for each candidate."""
+    rank: int | None
+    """None where the method does not limit it."""
+    candidates: str
+    """What was chosen by cross-validation: "relative ridge", "rank", or nothing."""
+    curve: tuple[tuple[float, float], ...]
+    """(candidate, mean R² over the folds) for each."""
     tokens: int
     """Positions that the map was fitted on."""
     tokens_per_dimension: float
@@ -46,23 +52,31 @@ class FitReport:
     harvest: dict[str, Any]
     """What was harvested and dropped, and the median norm of the residual stream at each hook point."""
 
+    def described(self) -> str:
+        """The method and what was chosen for it, such as `ridge λ=0.0013`."""
+        chosen = [] if self.ridge is None else [f"λ={self.ridge:.2g}"]
+        if self.ridge is None and self.relative_ridge is not None:
+            chosen.append(f"λ={self.relative_ridge:.0e} of the variance")
+        chosen += [] if self.rank is None else [f"rank {self.rank}"]
+        return " ".join([self.method.replace("_", " "), *chosen])
+
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "FitReport":
-        tuples = {"fold_r2": tuple(value["fold_r2"]), "ridge_curve": tuple(map(tuple, value["ridge_curve"]))}
+        tuples = {"fold_r2": tuple(value["fold_r2"]), "curve": tuple(map(tuple, value["curve"]))}
         return cls(**{**value, **tuples})
 
 
 @dataclass(frozen=True, eq=False)
 class AffineMap:
-    """h_target ≈ weight · h_source + bias, between two sites."""
+    """h_target ≈ weight · h_source + bias, from one site, or from several of one model side by side, to one site."""
 
     weight: Float[Tensor, "d_target d_source"]
-    """float32, on the CPU; A in the papers."""
+    """float32, on the CPU; A in the papers. With several sources d_source is that of all of them together."""
     bias: Float[Tensor, "d_target"]
-    source: Site
+    sources: tuple[Site, ...]
     target: Site
     target_covariance: Float[Tensor, "d_target d_target"]
     """Of the target's states on the fitting text: what the nulls are drawn from."""
@@ -71,10 +85,10 @@ class AffineMap:
     report: FitReport
 
     def __post_init__(self) -> None:
-        shape = (self.target.d_model, self.source.d_model)
-        if self.weight.shape != shape or self.bias.shape != shape[:1]:
+        shape = (self.target.d_model, self.d_source)
+        if not self.sources or self.weight.shape != shape or self.bias.shape != shape[:1]:
             raise LrtError(
-                f"a map from {self.source} to {self.target} has shape {shape}, not {tuple(self.weight.shape)}"
+                f"a map from {self._from()} to {self.target} has shape {shape}, not {tuple(self.weight.shape)}"
             )
         if not (torch.isfinite(self.weight).all() and torch.isfinite(self.bias).all()):
             raise LrtError("the map holds NaN or infinity")
@@ -85,35 +99,67 @@ class AffineMap:
                 stacklevel=3,
             )
 
-    def __call__(self, activations: Float[Tensor, "*batch d_source"]) -> Float[Tensor, "*batch d_target"]:
-        """Map states, such as `cache["blocks.2.hook_resid_post"]`; dtype and device are theirs.
+    @property
+    def d_source(self) -> int:
+        """Dimensions of the source, of all sites together."""
+        return sum(site.d_model for site in self.sources)
+
+    @property
+    def source(self) -> Site:
+        """The site that the map begins at.
 
         Raises:
-            MismatchError: the width is not the source's.
+            LrtError: it begins at several.
         """
+        if len(self.sources) > 1:
+            raise LrtError(f"the map begins at {len(self.sources)} sites: see `sources`")
+        return self.sources[0]
+
+    def __call__(self, activations: Any) -> Float[Tensor, "*batch d_target"]:
+        """Map states; dtype and device are theirs.
+
+        Args:
+            activations: `[..., d_source]`, such as `cache["blocks.2.hook_resid_post"]`; or the cache itself (or any
+                mapping by hook name), from which a map with several sources takes its states. In a tensor they are
+                side by side in the order of `sources`.
+
+        Raises:
+            MismatchError: the width is not the source's, or the cache lacks a hook point.
+            LrtError: it is neither tensor nor cache.
+        """
+        if not isinstance(activations, Tensor):
+            activations = self._from_cache(activations)
         self._check_width(activations)
         return activations @ self.weight.T.to(activations) + self.bias.to(activations)
 
     @overload
-    def transport(self, vector: SteeringVector) -> SteeringVector: ...
+    def transport(self, vector: SteeringVector | Sequence[SteeringVector]) -> SteeringVector: ...
     @overload
     def transport(self, vector: Tensor) -> Tensor: ...
-    def transport(self, vector: SteeringVector | Tensor) -> SteeringVector | Tensor:
+    def transport(self, vector: SteeringVector | Sequence[SteeringVector] | Tensor) -> SteeringVector | Tensor:
         """Carry a steering vector, or tensors `[..., d_source]`, to the target: A v.
 
         A steering vector is a *difference* of states, so the bias cancels. (Bello et al. 2025, arXiv 2506.00653, write
         A v + b; then b can dominate the direction.) The ridge shrinks norms, so state the strength in the target's
         units: `scale="residual"`, or `scaled_to(norm)`.
 
+        Args:
+            vector: one; or, where the map begins at several sites, the same feature's vector at each, in any order.
+
         Raises:
-            MismatchError: the vector is of another model, basis, width or hook point than the map's source.
+            MismatchError: a vector is of another model, basis, width or hook point than the map's source, or the
+                vectors are not one for each source.
         """
         if isinstance(vector, Tensor):
             self._check_width(vector)
             return vector @ self.weight.T.to(vector)
-        self._check_site(vector.site)
-        provenance = {**vector.provenance, "transported_through": repr(self), "transported_from": str(vector.site)}
-        direction = self.weight @ vector.direction
+        vectors = self._at_sources([vector] if isinstance(vector, SteeringVector) else list(vector))
+        provenance = {
+            **vectors[0].provenance,
+            "transported_through": repr(self),
+            "transported_from": ", ".join(str(each.site) for each in vectors),
+        }
+        direction = self.weight @ torch.cat([each.direction for each in vectors])
         return SteeringVector(direction, self.target, self.target_norm, provenance)
 
     def save(self, folder: str | Path) -> Path:
@@ -123,7 +169,7 @@ class AffineMap:
             ArtifactError: the folder exists.
         """
         config = {
-            "source": self.source.to_json(),
+            "sources": [site.to_json() for site in self.sources],
             "target": self.target.to_json(),
             "target_norm": self.target_norm,
             "report": self.report.to_json(),
@@ -143,7 +189,7 @@ class AffineMap:
             return cls(
                 tensors["weight"],
                 tensors["bias"],
-                Site.from_json(config["source"]),
+                tuple(map(Site.from_json, config["sources"])),
                 Site.from_json(config["target"]),
                 tensors["target_covariance"],
                 config["target_norm"],
@@ -154,8 +200,8 @@ class AffineMap:
 
     def __repr__(self) -> str:
         return (
-            f"AffineMap({self.source} → {self.target}, {self.source.d_model}→{self.target.d_model}, "
-            f"ridge λ={self.report.ridge:.2g}, R² {self.report.test_r2:.2f})"
+            f"AffineMap({self._from()} → {self.target}, {self.d_source}→{self.target.d_model}, "
+            f"{self.report.described()}, R² {self.report.test_r2:.2f})"
         )
 
     def _repr_html_(self) -> str:
@@ -165,35 +211,57 @@ class AffineMap:
         """The figures of the fit, for a table."""
         report = self.report
         return {
-            "map": f"{self.source} → {self.target}, {self.source.d_model} → {self.target.d_model}",
+            "map": f"{self._from()} → {self.target}, {self.d_source} → {self.target.d_model}",
             "R² on test documents": f"{report.test_r2:.3f}",
             "R² in cross-validation": f"{report.cv_r2:.3f} ({min(report.fold_r2):.3f} … {max(report.fold_r2):.3f})",
-            "ridge λ per position": f"{report.ridge:.2g} ({report.relative_ridge:.0e} of the mean variance)",
+            "method": report.described(),
             "tokens": f"{report.tokens:,} ({report.tokens_per_dimension:,.0f} per source dimension)",
         }
 
+    def _from(self) -> str:
+        return " + ".join(map(str, self.sources))
+
+    def _from_cache(self, cache: Any) -> Tensor:
+        if not hasattr(cache, "keys"):
+            raise LrtError(f"the map takes a tensor or a cache, not {type(cache).__name__}")
+        try:
+            return torch.cat([cache[site.hook_name] for site in self.sources], dim=-1)
+        except KeyError as error:
+            raise MismatchError(f"the cache holds no {error.args[0]!r}, at which the map begins") from error
+
     def _check_width(self, tensor: Tensor) -> None:
-        if not isinstance(tensor, Tensor):
-            raise LrtError(
-                f"the map takes a tensor, such as cache[{self.source.hook_name!r}], not {type(tensor).__name__}"
-            )
-        if tensor.shape[-1:] != (self.source.d_model,):
+        if tensor.shape[-1:] != (self.d_source,):
             raise MismatchError(
-                f"the map takes states of {self.source} with {self.source.d_model} dimensions, not a tensor of shape "
+                f"the map takes states of {self._from()} with {self.d_source} dimensions, not a tensor of shape "
                 f"{tuple(tensor.shape)}"
             )
 
-    def _check_site(self, site: Site) -> None:
-        if site.hook_name != self.source.hook_name or site.d_model != self.source.d_model:
+    def _at_sources(self, vectors: list[SteeringVector]) -> list[SteeringVector]:
+        """The vectors in the order of the sources."""
+        by_hook = {vector.site.hook_name: vector for vector in vectors}
+        if len(vectors) == len(self.sources) == 1:
+            self._check_site(self.sources[0], vectors[0].site)
+            return vectors
+        if len(by_hook) < len(vectors) or by_hook.keys() != {site.hook_name for site in self.sources}:
+            raise MismatchError(
+                f"the map begins at {self._from()}, and takes a vector at each; these are at "
+                f"{', '.join(str(vector.site) for vector in vectors)}"
+            )
+        for site in self.sources:
+            self._check_site(site, by_hook[site.hook_name].site)
+        return [by_hook[site.hook_name] for site in self.sources]
+
+    def _check_site(self, source: Site, site: Site) -> None:
+        if site.hook_name != source.hook_name or site.d_model != source.d_model:
             raise MismatchError(
                 f"the vector lives at {site} ({site.hook_name}, {site.d_model} dimensions); the map begins at "
-                f"{self.source} ({self.source.hook_name or 'no hook name'}, {self.source.d_model} dimensions)"
+                f"{source} ({source.hook_name or 'no hook name'}, {source.d_model} dimensions)"
             )
-        if site.model is not None and self.source.model is not None:
-            require_same_model(self.source.model, site.model, what="the map's source")
+        if site.model is not None and source.model is not None:
+            require_same_model(source.model, site.model, what="the map's source")
 
     def _card(self) -> str:
-        lines = [f"# Affine map {self.source} → {self.target}", ""]
+        lines = [f"# Affine map {self._from()} → {self.target}", ""]
         lines += [f"- {name}: {value}" for name, value in self.summary().items()]
         lines += ["", "```python", "import lrt_tl as lrt", 'affine_map = lrt.AffineMap.load("this folder")']
         lines += ["target_vector = affine_map.transport(source_vector)", "```", ""]

@@ -2,18 +2,21 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from lrt_tl.alignment.accumulation import HarvestedMoments, accumulate
 from lrt_tl.alignment.affine_map import AffineMap, FitReport
+from lrt_tl.alignment.diagnostics import r_squared
 from lrt_tl.alignment.harvest import SINK_RATIO, Harvest, HarvestCounts
-from lrt_tl.alignment.moments import Moments
-from lrt_tl.alignment.solvers import cross_validate, penalty_grid, r_squared, ridge
+from lrt_tl.alignment.moments import Centered, Moments, fit_pairs, pool
+from lrt_tl.alignment.selection import Method, choose
 from lrt_tl.errors import LrtError
-from lrt_tl.models.hook_names import spelled_as_stored
+from lrt_tl.models.hook_names import resolve_hook_name, spelled_as_stored
 from lrt_tl.models.identity import Site, site_of
 from lrt_tl.models.protocol import HookedModel
 from lrt_tl.text.batches import Layout
@@ -29,48 +32,83 @@ def fit_affine_map(
     target: HookedModel,
     documents: Any,
     *,
-    layers: tuple[int, int] | None = None,
-    hook_names: tuple[str, str] | None = None,
+    layers: tuple[int | Sequence[int], int] | None = None,
+    hook_names: tuple[str | Sequence[str], str] | None = None,
     exclude: Iterable[str] = (),
     batch_size: int = 16,
     context_length: int | None = None,
     layout: Layout = "split",
     prepend_bos: bool = True,
+    method: Method = "ridge",
     relative_ridges: Sequence[float] = RELATIVE_RIDGES,
+    checkpoint: str | Path | None = None,
 ) -> AffineMap:
-    """Fit h_target ≈ A h_source + b by ridge regression over the token positions of a text, and print its report.
+    """Fit h_target ≈ A h_source + b over the token positions of a text, and print its report.
 
-    The text streams through both models once; only its moments are kept. The ridge is chosen by 5-fold cross-validation
-    over documents, the map is fitted on all folds, and judged on test documents that no choice has seen (Bello et al.
-    2025, arXiv 2506.00653, fit the same loss by gradient descent).
+    The text streams through both models once; only its moments are kept. The ridge, or the rank, is chosen by 5-fold
+    cross-validation over documents, the map is fitted on all folds, and judged on test documents that no choice has
+    seen (Bello et al. 2025, arXiv 2506.00653, fit the same loss by gradient descent).
 
     Args:
         documents: whatever `read_documents` takes.
-        layers: source and target layer (`resid_post`); or `hook_names`, of both.
+        layers: source and target layer (`resid_post`); or `hook_names`, of both. Several source layers,
+            `((0, 1, 2), 3)`, make a map from all of them at once, which then carries a vector of each together.
         exclude: texts that the map will be tried on: documents that contain one are dropped, and counted.
         batch_size: rows in a forward pass.
         context_length: tokens in a row; by default 256, or as many as both models read.
         layout: what becomes of documents that are longer: see `text.batches`.
         prepend_bos: begin each row with the beginning-of-sequence token, where the tokenizer has one.
+        method: which map: see `alignment.solvers`, and the README's table of which to choose when.
         relative_ridges: candidates for λ, per position, in units of the mean variance of a source dimension.
+        checkpoint: a folder to keep the moments in every minute, so that a fit that was killed goes on from there.
 
     Raises:
-        MismatchError: the tokenizers differ.
         LrtError: a bad layer or document, an activation that is not finite, or fewer positions than dimensions.
     """
-    if (layers is None) == (hook_names is None):
-        raise LrtError(f"give layers or hook_names, and not both: layers={layers}, hook_names={hook_names}")
-    ends = hook_names if layers is None else layers
-    if not isinstance(ends, (tuple, list)) or len(ends) != 2:
-        raise LrtError(f"layers and hook_names are of source and target, as layers=(2, 3), not {ends!r}")
-    of_layers, of_names = layers or (None, None), hook_names or (None, None)
-    source_site = site_of(source, layer=of_layers[0], hook_name=of_names[0])
-    target_site = site_of(target, layer=of_layers[1], hook_name=of_names[1])
+    harvested = harvest_moments(
+        source,
+        target,
+        documents,
+        layers=layers,
+        hook_names=hook_names,
+        exclude=exclude,
+        batch_size=batch_size,
+        context_length=context_length,
+        layout=layout,
+        prepend_bos=prepend_bos,
+        checkpoint=checkpoint,
+    )
+    fitted = fit_moments(harvested, method=method, relative_ridges=relative_ridges)
+    print(fitted)
+    return fitted
+
+
+def harvest_moments(
+    source: HookedModel,
+    target: HookedModel,
+    documents: Any,
+    *,
+    layers: tuple[int | Sequence[int], int] | None = None,
+    hook_names: tuple[str | Sequence[str], str] | None = None,
+    exclude: Iterable[str] = (),
+    batch_size: int = 16,
+    context_length: int | None = None,
+    layout: Layout = "split",
+    prepend_bos: bool = True,
+    checkpoint: str | Path | None = None,
+) -> HarvestedMoments:
+    """The pass over the text of `fit_affine_map` alone, which takes the same arguments.
+
+    Moments of different documents add up (`merge`), so that several machines, each with a part of the text, make one
+    map. Each part measures for itself what is a sink.
+    """
+    source_hooks, target_hook = resolve_ends(source, target, layers, hook_names)
+    sources = [site_of(source, hook_name=name) for name in source_hooks]
     harvest = Harvest(
         source,
         target,
-        (source_site.hook_name,),
-        (target_site.hook_name,),
+        source_hooks,
+        [target_hook],
         read_documents(documents),
         batch_size=batch_size,
         context_length=min(256, source.cfg.n_ctx, target.cfg.n_ctx) if context_length is None else context_length,
@@ -78,14 +116,48 @@ def fit_affine_map(
         prepend_bos=prepend_bos,
         exclude=Exclusion(exclude),
     )
-    keys = f"source:{source_site.hook_name}", f"target:{target_site.hook_name}"
-    calibration, counts = harvest.calibrate(), HarvestCounts()
-    moments = Moments.empty(N_SPLITS, source_shift=calibration.means[keys[0]], target_shift=calibration.means[keys[1]])
-    for pairs in harvest.run(calibration, counts):
-        moments.update(pairs.source[source_site.hook_name], pairs.target[target_site.hook_name], pairs.splits)
-    fitted = solve(moments, source_site, target_site, counts, relative_ridges=relative_ridges)
-    print(fitted)
-    return fitted
+    pairs = fit_pairs([f"source:{name}" for name in source_hooks], [f"target:{target_hook}"], stacked=True)
+    return accumulate(harvest, sources, [site_of(target, hook_name=target_hook)], pairs, checkpoint=checkpoint)
+
+
+def fit_moments(
+    moments: HarvestedMoments,
+    *,
+    method: Method = "ridge",
+    relative_ridges: Sequence[float] = RELATIVE_RIDGES,
+) -> AffineMap:
+    """The map from all sources of the moments to their one target. Nothing is read or run.
+
+    Raises:
+        LrtError: a split has too few positions.
+    """
+    target = moments.targets[0]
+    parts = moments.parts(moments.sources, target)
+    return solve(parts, moments.sources, target, moments.counts, method=method, relative_ridges=relative_ridges)
+
+
+def resolve_ends(
+    source: HookedModel,
+    target: HookedModel,
+    layers: tuple[int | Sequence[int], int] | None,
+    hook_names: tuple[str | Sequence[str], str] | None,
+) -> tuple[list[str], str]:
+    """The hook names at which a map begins, one or several, and ends.
+
+    Raises:
+        LrtError: neither or both of layers and hook names are given, or one does not exist, or is given twice.
+    """
+    if (layers is None) == (hook_names is None):
+        raise LrtError(f"give layers or hook_names, and not both: layers={layers}, hook_names={hook_names}")
+    ends: Any = hook_names if layers is None else layers
+    if not isinstance(ends, (tuple, list)) or len(ends) != 2:
+        raise LrtError(f"layers and hook_names are of source and target, as layers=(2, 3), not {ends!r}")
+    what = "hook_name" if layers is None else "layer"
+    begins = ends[0] if isinstance(ends[0], (tuple, list, range)) else [ends[0]]
+    found = [resolve_hook_name(source, **{what: each}) for each in begins]
+    if not found or len(set(found)) < len(found):
+        raise LrtError(f"the source layers must be one or more different ones, not {begins}")
+    return found, resolve_hook_name(target, **{what: ends[1]})
 
 
 def fit_activations(
@@ -97,6 +169,7 @@ def fit_activations(
     mask: Tensor | None = None,
     models: tuple[HookedModel, HookedModel] | None = None,
     drop_sinks: bool = True,
+    method: Method = "ridge",
     relative_ridges: Sequence[float] = RELATIVE_RIDGES,
 ) -> AffineMap:
     """Fit a map to activations already in hand. Splits, ridge and report are those of `fit_affine_map`.
@@ -146,55 +219,59 @@ def fit_activations(
     counts.positions = len(splits)
     if not counts.positions:
         raise LrtError("there are no positions to fit on: the mask leaves none")
-    moments = Moments.empty(N_SPLITS, source_shift=x.double().mean(0), target_shift=y.double().mean(0))
-    moments.update(x, y, splits)
-    return solve(moments, sites[0], sites[1], counts, relative_ridges=relative_ridges)
+    shifts = {"source": x.double().mean(0), "target": y.double().mean(0)}
+    moments = Moments.empty(N_SPLITS, shifts, fit_pairs(["source"], ["target"]))
+    parts = moments.update({"source": x, "target": y}, splits).between(["source"], "target")
+    return solve(parts, sites[:1], sites[1], counts, method=method, relative_ridges=relative_ridges)
 
 
 def solve(
-    moments: Moments,
-    source: Site,
+    parts: Sequence[Centered],
+    sources: Sequence[Site],
     target: Site,
     counts: HarvestCounts,
     *,
+    method: Method = "ridge",
     relative_ridges: Sequence[float] = RELATIVE_RIDGES,
 ) -> AffineMap:
-    """Moments → the map of the best cross-validated ridge, with its report.
+    """The moments of each split → the map that cross-validation chooses, with its report.
 
     Raises:
         LrtError: there are no more positions than source dimensions, or a split has none.
     """
-    smallest = int(moments.count[list(FOLDS)].sum() - moments.count[list(FOLDS)].max())
-    if smallest <= source.d_model:
+    folds = [parts[fold] for fold in FOLDS]
+    smallest = sum(fold.count for fold in folds) - max(fold.count for fold in folds)
+    d_source = sum(site.d_model for site in sources)
+    if smallest <= d_source:
         raise LrtError(
-            f"{smallest} positions (without the largest fold) cannot determine a map of {source.d_model} source "
+            f"{smallest} positions (without the largest fold) cannot determine a map of {d_source} source "
             "dimensions: give it more text, at least 20 positions a dimension"
         )
-    for split, name in enumerate(_SPLIT_NAMES):
-        if moments.count[split] < 2:
-            n = int(moments.count[split])
-            raise LrtError(f"{name} has {n} positions: there is too little text; give it a few hundred documents")
-    train = moments.centered(FOLDS)
-    penalties = penalty_grid(moments, FOLDS, relative_ridges)
-    validated = cross_validate(moments, FOLDS, penalties)
-    best = validated.best
-    solution = ridge(train, float(penalties[best]))
+    for part, name in zip(parts, _SPLIT_NAMES, strict=True):
+        if part.count < 2:
+            raise LrtError(
+                f"{name} has {part.count} positions: there is too little text; give it a few hundred documents"
+            )
+    train, choice = pool(folds), choose(method, folds, relative_ridges)
     report = FitReport(
-        test_r2=r_squared(solution, moments.centered([TEST])),
-        validation_r2=r_squared(solution, moments.centered([VALIDATION])),
-        cv_r2=float(validated.r2[best].mean()),
-        fold_r2=tuple(validated.r2[best].tolist()),
-        ridge=float(penalties[best]),
-        relative_ridge=relative_ridges[best],
-        ridge_curve=tuple(zip(relative_ridges, validated.r2.mean(1).tolist(), strict=True)),
+        method=method,
+        test_r2=r_squared(choice.solution, parts[TEST]),
+        validation_r2=r_squared(choice.solution, parts[VALIDATION]),
+        cv_r2=sum(choice.fold_r2) / len(folds),
+        fold_r2=choice.fold_r2,
+        ridge=choice.ridge,
+        relative_ridge=choice.relative_ridge,
+        rank=choice.rank,
+        candidates=choice.candidates,
+        curve=choice.curve,
         tokens=train.count,
-        tokens_per_dimension=train.count / source.d_model,
+        tokens_per_dimension=train.count / d_source,
         harvest=asdict(counts),
     )
     return AffineMap(
-        solution.weight.T.float().cpu().contiguous(),
-        solution.bias.float().cpu(),
-        source,
+        choice.solution.weight.T.float().cpu().contiguous(),
+        choice.solution.bias.float().cpu(),
+        tuple(sources),
         target,
         (train.target_target / train.count).float().cpu(),
         counts.median_norms.get(f"target:{target.hook_name}"),

@@ -6,8 +6,9 @@ and massive activations would otherwise dominate the least squares, and they are
 """
 
 import heapq
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import torch
@@ -17,26 +18,32 @@ from tqdm.auto import tqdm
 
 from lrt_tl.errors import LrtError
 from lrt_tl.models.capture import capture
-from lrt_tl.models.identity import require_same_tokenizer
+from lrt_tl.models.identity import same_tokenizer
 from lrt_tl.models.protocol import HookedModel
 from lrt_tl.steering.hooks import require_at_rest
-from lrt_tl.text.batches import BatchCounts, Layout, TokenBatch, token_batches
+from lrt_tl.text.batches import BatchCounts, Layout, TokenBatch, TokenRows, token_batches
 from lrt_tl.text.documents import Document, Documents, Exclusion, hash_of
 
 SINK_RATIO = 10.0
 _CALIBRATION_DOCUMENTS = 64
 
 Activations = Mapping[str, Float[Tensor, "position _"]]
-"""Activations at the kept positions, by hook name."""
+"""Activations at the kept positions, by name."""
+
+
+Transform = Callable[[Float[Tensor, "position d_model"]], Float[Tensor, "position _"]]
+"""What to take of a residual stream instead of itself: a projection, or an SAE's features."""
 
 
 @dataclass
 class PairedActivations:
-    """One batch of both models, at the same positions of the same text. float32."""
+    """One batch of both models, at the same positions of the same text."""
 
-    source: Activations
-    target: Activations
+    states: Activations
+    """By `source:` or `target:` and the hook name, float32."""
     splits: Int[Tensor, "position"]
+    rows: Int[Tensor, "position"]
+    """The row of the batch that a position is in: one document, or a piece of it (unless packed)."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +66,8 @@ class HarvestCounts:
     documents_excluded: int = 0
     tokens_truncated: int = 0
     positions: int = 0
+    tokens_unpaired: int = 0
+    """With two tokenizers: tokens of the source at whose last character no token of the target ends."""
     special_dropped: int = 0
     sinks_dropped: int = 0
     median_norms: dict[str, float] = field(default_factory=dict)
@@ -80,9 +89,10 @@ class Harvest:
     layout: Layout = "split"
     prepend_bos: bool = True
     exclude: Exclusion = field(default_factory=lambda: Exclusion(()))
+    transforms: Mapping[str, Transform] = field(default_factory=dict)
+    """By `source:` or `target:` and the hook name, after sinks are left out."""
 
     def __post_init__(self) -> None:
-        require_same_tokenizer(self.source, self.target)
         for model in (self.source, self.target):
             require_at_rest(model)
             if self.context_length > model.cfg.n_ctx:
@@ -97,10 +107,7 @@ class Harvest:
         Raises:
             LrtError: there is no document, or an activation is not finite.
         """
-        documents = tqdm(self._kept(HarvestCounts()), desc="read", unit=" documents", leave=False)
-        sample = heapq.nsmallest(_CALIBRATION_DOCUMENTS, documents, key=lambda document: hash_of(document.text))
-        if not sample:
-            raise LrtError(f"{self.documents.name}: every document contains a contrast or behavior text")
+        sample = self.sample(_CALIBRATION_DOCUMENTS)
         states: dict[str, list[Tensor]] = {}
         for batch in self._batches(sample, BatchCounts(), layout="truncate"):
             for key, activations in self._states(batch).items():
@@ -112,35 +119,58 @@ class Harvest:
         for key, activations in pooled.items():
             norms = activations.norm(dim=-1)
             medians[key] = float(norms.median())
-            means[key] = activations[norms <= SINK_RATIO * medians[key]].double().mean(0)
+            calm = activations[norms <= SINK_RATIO * medians[key]]
+            means[key] = self._transformed(key, calm).double().mean(0)
         return Calibration(medians, means)
 
-    def run(self, calibration: Calibration, counts: HarvestCounts) -> Iterator[PairedActivations]:
+    def sample(self, n: int) -> list[Document]:
+        """The documents whose hashes are lowest, whatever their order.
+
+        Raises:
+            LrtError: there is none.
+        """
+        documents = tqdm(self._kept(HarvestCounts()), desc="read", unit=" documents", leave=False)
+        sample = heapq.nsmallest(n, documents, key=lambda document: hash_of(document.text))
+        if not sample:
+            raise LrtError(f"{self.documents.name}: every document contains a contrast or behavior text")
+        return sample
+
+    def run(self, calibration: Calibration, counts: HarvestCounts, *, skip: int = 0) -> Iterator[PairedActivations]:
         """One pass over the documents. `counts` is filled on the way.
+
+        Args:
+            skip: batches to pass over, for `counts` holds them already.
 
         Raises:
             LrtError: an activation is NaN or infinite (names the hook point and the document), or a document tokenizes
                 to nothing.
         """
-        counts.median_norms = calibration.median_norms
+        counts.median_norms, counts.documents_excluded = calibration.median_norms, 0
         names = ("context_length", "layout", "prepend_bos")
         counts.settings = {"documents": self.documents.name, **{name: getattr(self, name) for name in names}}
         batch_counts = BatchCounts()
         progress = tqdm(desc="harvest", unit=" positions", unit_scale=True)
-        for batch in self._batches(self._kept(counts), batch_counts, layout=self.layout):
+        for batch in islice(self._batches(self._kept(counts), batch_counts, layout=self.layout), skip, None):
             states = self._states(batch)
             counts.documents, counts.tokens_truncated = batch_counts.documents, batch_counts.tokens_truncated
-            splits = batch.splits[:, None].expand_as(batch.content)[batch.content]
+            content = batch.source.content
+            rows = content.nonzero()[:, 0]
+            splits = batch.splits[rows]
             sink = torch.zeros(len(splits), dtype=torch.bool)
             for key, activations in states.items():
                 sink |= (activations.norm(dim=-1) > SINK_RATIO * calibration.median_norms[key]).cpu()
-            counts.special_dropped += int(batch.mask.sum() - batch.content.sum())
+            counts.tokens_unpaired = batch_counts.tokens_unpaired
+            counts.special_dropped += int(batch.source.special.sum())
             counts.sinks_dropped += int(sink.sum())
             counts.positions += int((~sink).sum())
             progress.update(len(splits))
             kept = {key: a[~sink.to(a.device)] if sink.any() else a for key, a in states.items()}
-            yield PairedActivations(_part(kept, "source:"), _part(kept, "target:"), splits[~sink])
+            transformed = {key: self._transformed(key, activations) for key, activations in kept.items()}
+            yield PairedActivations(transformed, splits[~sink], rows[~sink])
         progress.close()
+
+    def _transformed(self, key: str, activations: Tensor) -> Tensor:
+        return self.transforms[key](activations) if key in self.transforms else activations
 
     def _kept(self, counts: HarvestCounts) -> Iterator[Document]:
         for document in self.documents:
@@ -150,8 +180,9 @@ class Harvest:
                 yield document
 
     def _batches(self, documents: Any, counts: BatchCounts, *, layout: Layout) -> Iterator[TokenBatch]:
+        one = same_tokenizer(self.source, self.target)
         return token_batches(
-            self.source.tokenizer,
+            [self.source.tokenizer] if one else [self.source.tokenizer, self.target.tokenizer],
             documents,
             batch_size=self.batch_size,
             context_length=self.context_length,
@@ -162,24 +193,23 @@ class Harvest:
 
     def _states(self, batch: TokenBatch) -> dict[str, Float[Tensor, "position _"]]:
         """Both models' activations at the text of a batch, by `source:` or `target:` and the hook name."""
-        sides = (("source:", self.source, self.source_hooks), ("target:", self.target, self.target_hooks))
+        sides = (
+            ("source:", self.source, self.source_hooks, batch.source),
+            ("target:", self.target, self.target_hooks, batch.target),
+        )
         return {
-            prefix + name: _at_text(batch, activations, f"{model.cfg.model_name}, {name}")
-            for prefix, model, hooks in sides
-            for name, activations in capture(model, batch.tokens, batch.mask, hooks).items()
+            prefix + name: _at_text(rows, batch.names, activations, f"{model.cfg.model_name}, {name}")
+            for prefix, model, hooks, rows in sides
+            for name, activations in capture(model, rows.tokens, rows.mask, hooks).items()
         }
 
 
 def _at_text(
-    batch: TokenBatch, activations: Float[Tensor, "row position d_model"], where: str
+    rows: TokenRows, names: Sequence[str], activations: Float[Tensor, "row position d_model"], where: str
 ) -> Float[Tensor, "kept d_model"]:
-    states = activations[batch.content.to(activations.device)]
+    states = activations[rows.content.to(activations.device)]
     if not torch.isfinite(states).all():
-        bad = ~torch.isfinite(activations).all(-1).cpu() & batch.content
+        bad = ~torch.isfinite(activations).all(-1).cpu() & rows.content
         row = int(bad.any(1).nonzero()[0])
-        raise LrtError(f"{where}: an activation is NaN or infinite on {batch.names[row]}")
+        raise LrtError(f"{where}: an activation is NaN or infinite on {names[row]}")
     return states
-
-
-def _part(states: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {key.removeprefix(prefix): value for key, value in states.items() if key.startswith(prefix)}

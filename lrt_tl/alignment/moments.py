@@ -1,12 +1,13 @@
-"""The sufficient statistics of the fit: small, exact, mergeable, and all that is kept of the activations.
+"""The sufficient statistics of every fit: small, exact, mergeable, and all that is kept of the activations.
 
-For each split (see `text.documents`): n, Σx, Σy, XᵀX, XᵀY and YᵀY, about one common shift near the mean, with products
-in the activations' precision, of a thousand positions at a time, and sums in float64. Without the shift one channel at
-mean 3000, which real models have, costs up to all digits; float32 sums lose count at 16,777,217.
+For each split (see `text.documents`): n, Σz and the products ΣzᵀZ′ of named activations, about one common shift near
+their mean, with products in the activations' precision, of a thousand positions at a time, and sums in float64. Without
+the shift one channel at mean 3000, which real models have, costs up to all digits; float32 sums lose count at
+16,777,217.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 from lrt_tl.errors import LrtError
 
 _POSITIONS_AT_ONCE = 1024
+Pair = tuple[str, str]
 
 
 @dataclass(frozen=True)
@@ -30,140 +32,147 @@ class Centered:
     target_target: Float64[Tensor, "d_target d_target"]
 
 
+def pool(parts: Iterable[Centered]) -> Centered:
+    """The moments of several sets of positions together (Chan et al. 1983): products add, and so do the means' own.
+
+    Raises:
+        LrtError: there is no position in them.
+    """
+    parts = [part for part in parts if part.count]
+    n = sum(part.count for part in parts)
+    if not n:
+        raise LrtError("there is no position in these splits: there is too little text")
+    shares = [part.count / n for part in parts]
+    x = torch.stack([share * part.source_mean for share, part in zip(shares, parts, strict=True)]).sum(0)
+    y = torch.stack([share * part.target_mean for share, part in zip(shares, parts, strict=True)]).sum(0)
+    sums = [torch.zeros_like(getattr(parts[0], name)) for name in ("source_source", "source_target", "target_target")]
+    for part in parts:
+        dx, dy = part.source_mean - x, part.target_mean - y
+        for total, own, a, b in zip(
+            sums,
+            (part.source_source, part.source_target, part.target_target),
+            (dx, dx, dy),
+            (dx, dy, dy),
+            strict=True,
+        ):
+            total += own
+            total.addr_(a, b, alpha=part.count)
+    return Centered(n, x, y, *sums)
+
+
+def fit_pairs(sources: Sequence[str], targets: Sequence[str], *, stacked: bool = False) -> list[Pair]:
+    """The products that maps from `sources` to `targets` need: of each with itself, and of source with target.
+
+    Args:
+        stacked: also of the sources with one another, for maps from several of them at once.
+    """
+    among = [(a, b) for i, a in enumerate(sources) for b in sources[i:]] if stacked else [(a, a) for a in sources]
+    return [*among, *((a, b) for a in sources for b in targets), *((b, b) for b in targets)]
+
+
 @dataclass
 class Moments:
-    """Sums over positions, split by split, of (x − source_shift) and (y − target_shift) and their products."""
+    """Sums over positions, split by split, of activations less their shift, and of their products."""
 
-    source_shift: Float64[Tensor, "d_source"]
-    target_shift: Float64[Tensor, "d_target"]
+    shifts: dict[str, Float64[Tensor, "_"]]
+    """By name: any points near the means, float32 numbers kept in float64."""
     count: Int64[Tensor, "split"]
-    source_sum: Float64[Tensor, "split d_source"]
-    target_sum: Float64[Tensor, "split d_target"]
-    source_source: Float64[Tensor, "split d_source d_source"]
-    source_target: Float64[Tensor, "split d_source d_target"]
-    target_target: Float64[Tensor, "split d_target d_target"]
+    sums: dict[str, Float64[Tensor, "split _"]]
+    products: dict[Pair, Float64[Tensor, "split _ _"]]
 
     @classmethod
-    def empty(
-        cls,
-        n_splits: int,
-        *,
-        source_shift: Float64[Tensor, "d_source"],
-        target_shift: Float64[Tensor, "d_target"],
-    ) -> "Moments":
-        """Moments of nothing. The shifts are any points near the means; they fix the device of the sums.
+    def empty(cls, n_splits: int, shifts: Mapping[str, Tensor], pairs: Iterable[Pair]) -> "Moments":
+        """Moments of nothing.
 
-        They are rounded to float32, so that float32 activations are taken about the very shift that is kept.
+        Args:
+            shifts: near the mean of each activation; the device of the first is that of the sums. They are rounded to
+                float32, so that float32 activations are taken about the very shift that is kept.
+            pairs: which products to keep.
         """
-        d_source, d_target = len(source_shift), len(target_shift)
-        source_shift = source_shift.float().double()
-        target_shift = target_shift.float().double().to(source_shift.device)
+        device = next(iter(shifts.values())).device
+        kept = {name: shift.float().double().to(device) for name, shift in shifts.items()}
 
-        def zeros(*shape: int) -> Tensor:
-            return torch.zeros(n_splits, *shape, dtype=torch.float64, device=source_shift.device)
+        def zeros(*names: str) -> Tensor:
+            return torch.zeros(n_splits, *(len(kept[name]) for name in names), dtype=torch.float64, device=device)
 
-        return cls(
-            source_shift,
-            target_shift,
-            torch.zeros(n_splits, dtype=torch.int64),
-            zeros(d_source),
-            zeros(d_target),
-            zeros(d_source, d_source),
-            zeros(d_source, d_target),
-            zeros(d_target, d_target),
-        )
+        count = torch.zeros(n_splits, dtype=torch.int64)
+        return cls(kept, count, {name: zeros(name) for name in kept}, {pair: zeros(*pair) for pair in pairs})
 
-    def update(
-        self,
-        source: Any,
-        target: Any,
-        splits: Int[Tensor, "position"],
-    ) -> "Moments":
-        """Add positions: `source` `[position, d_source]` and `target` `[position, d_target]`, float32 or float64.
+    def update(self, activations: Mapping[str, Any], splits: Int[Tensor, "position"]) -> "Moments":
+        """Add positions: activations `[position, d]` by name, float32 or float64.
 
         Raises:
             LrtError: the numbers of positions differ, or a width is not that of its shift.
         """
-        widths = (len(self.source_shift), len(self.target_shift))
-        if not len(source) == len(target) == len(splits) or (source.shape[1], target.shape[1]) != widths:
-            raise LrtError(
-                f"activations {tuple(source.shape)} and {tuple(target.shape)} in splits {tuple(splits.shape)} do not "
-                f"pair: the numbers of positions must agree, and the widths be {widths[0]} and {widths[1]}"
-            )
-        device, dtype = self.source_shift.device, torch.promote_types(source.dtype, target.dtype)
-        x = source.to(device, dtype) - self.source_shift.to(dtype)
-        y = target.to(device, dtype) - self.target_shift.to(dtype)
-        splits = splits.to(device)
+        for name, shift in self.shifts.items():
+            if tuple(activations[name].shape) != (len(splits), len(shift)):
+                raise LrtError(
+                    f"activations {tuple(activations[name].shape)} of {name or 'no name'} in splits "
+                    f"{tuple(splits.shape)} do not pair: they must be {(len(splits), len(shift))}"
+                )
+        device = self.sums[next(iter(self.sums))].device
+        dtype = torch.float64 if any(a.dtype == torch.float64 for a in activations.values()) else torch.float32
+        shifted = {name: activations[name].to(device, dtype) - shift.to(dtype) for name, shift in self.shifts.items()}
         for split in torch.unique(splits).tolist():
-            here = splits == split
-            for xs, ys in zip(x[here].split(_POSITIONS_AT_ONCE), y[here].split(_POSITIONS_AT_ONCE), strict=True):
-                self.count[split] += len(xs)
-                self.source_sum[split] += xs.double().sum(0)
-                self.target_sum[split] += ys.double().sum(0)
-                self.source_source[split] += (xs.T @ xs).double()
-                self.source_target[split] += (xs.T @ ys).double()
-                self.target_target[split] += (ys.T @ ys).double()
+            here = (splits == split).nonzero().squeeze(1)
+            for some in here.split(_POSITIONS_AT_ONCE):
+                self._add(split, {name: z[some.to(device)] for name, z in shifted.items()}, len(some))
         return self
 
+    def _add(self, split: int, shifted: Mapping[str, Tensor], n: int) -> None:
+        self.count[split] += n
+        for name, z in shifted.items():
+            self.sums[name][split] += z.double().sum(0)
+        for (a, b), product in self.products.items():
+            product[split] += shifted[a].T @ shifted[b]
+
     def merge(self, other: "Moments") -> "Moments":
-        """The moments of both sets of positions, about this one's shift.
+        """The moments of both sets of positions, about this one's shifts.
 
         Raises:
-            LrtError: the widths or the numbers of splits differ.
+            LrtError: the names, the widths or the numbers of splits differ.
         """
-        if self.source_target.shape != other.source_target.shape:
-            raise LrtError(
-                f"moments of shape {tuple(self.source_target.shape)} and {tuple(other.source_target.shape)} "
-                "(split, d_source, d_target) do not merge"
-            )
-        other = other.shifted(self.source_shift, self.target_shift)
-        names = [item.name for item in fields(self) if not item.name.endswith("_shift")]
-        sums = {name: getattr(self, name) + getattr(other, name) for name in names}
-        return Moments(self.source_shift, self.target_shift, **sums)
-
-    def shifted(
-        self,
-        source_shift: Float64[Tensor, "d_source"],
-        target_shift: Float64[Tensor, "d_target"],
-    ) -> "Moments":
-        """The same moments about another shift."""
-        dx, dy = self.source_shift - source_shift, self.target_shift - target_shift
-        if not (dx.any() or dy.any()):
-            return self
-        n = self.count.to(dx)[:, None]
-
-        def cross(sum_a: Tensor, da: Tensor, sum_b: Tensor, db: Tensor) -> Tensor:
-            moved = torch.einsum("si,j->sij", sum_a, db) + torch.einsum("i,sj->sij", da, sum_b)
-            return moved + n[..., None] * torch.outer(da, db)
-
-        x, y = self.source_sum, self.target_sum
+        ours, theirs = ({name: tuple(s.shape) for name, s in m.sums.items()} for m in (self, other))
+        if ours != theirs or self.products.keys() != other.products.keys():
+            raise LrtError(f"moments of {ours} and {theirs} (split, d) do not merge")
+        other = other.shifted(self.shifts)
         return Moments(
-            source_shift,
-            target_shift,
-            self.count,
-            x + n * dx,
-            y + n * dy,
-            self.source_source + cross(x, dx, x, dx),
-            self.source_target + cross(x, dx, y, dy),
-            self.target_target + cross(y, dy, y, dy),
+            self.shifts,
+            self.count + other.count,
+            {name: total + other.sums[name] for name, total in self.sums.items()},
+            {pair: total + other.products[pair] for pair, total in self.products.items()},
         )
 
-    def centered(self, splits: Iterable[int]) -> Centered:
-        """The pooled moments of some splits about their own mean.
+    def shifted(self, shifts: Mapping[str, Tensor]) -> "Moments":
+        """The same moments about other shifts."""
+        moved = {name: shift - shifts[name] for name, shift in self.shifts.items()}
+        if not any(d.any() for d in moved.values()):
+            return self
+        n = self.count.to(next(iter(moved.values())))[:, None]
 
-        Raises:
-            LrtError: there is no position in them.
-        """
-        chosen = list(splits)
-        n = int(self.count[chosen].sum())
-        if n == 0:
-            raise LrtError(f"there is no position in the splits {chosen}: there is too little text")
-        x, y = self.source_sum[chosen].sum(0), self.target_sum[chosen].sum(0)
-        return Centered(
-            n,
-            self.source_shift + x / n,
-            self.target_shift + y / n,
-            self.source_source[chosen].sum(0) - torch.outer(x, x) / n,
-            self.source_target[chosen].sum(0) - torch.outer(x, y) / n,
-            self.target_target[chosen].sum(0) - torch.outer(y, y) / n,
-        )
+        def product(a: str, b: str) -> Tensor:
+            change = torch.einsum("si,j->sij", self.sums[a], moved[b])
+            change += torch.einsum("i,sj->sij", moved[a], self.sums[b])
+            return self.products[a, b] + change + n[..., None] * torch.outer(moved[a], moved[b])
+
+        sums = {name: total + n * moved[name] for name, total in self.sums.items()}
+        return Moments(dict(shifts), self.count, sums, {pair: product(*pair) for pair in self.products})
+
+    def between(self, sources: Sequence[str], target: str) -> list[Centered]:
+        """Split by split, the moments about its own mean of the sources, side by side, and the target."""
+        return [self._centered(split, sources, target) for split in range(len(self.count))]
+
+    def _centered(self, split: int, sources: Sequence[str], target: str) -> Centered:
+        def mean(*names: str) -> Tensor:
+            of = [self.shifts[name] + self.sums[name][split] / max(1, int(self.count[split])) for name in names]
+            return torch.cat(of)
+
+        xx = torch.cat([torch.cat([self._product(split, a, b) for b in sources], 1) for a in sources], 0)
+        xy = torch.cat([self._product(split, a, target) for a in sources], 0)
+        count = int(self.count[split])
+        return Centered(count, mean(*sources), mean(target), xx, xy, self._product(split, target, target))
+
+    def _product(self, split: int, a: str, b: str) -> Tensor:
+        n = max(1, int(self.count[split]))
+        own = self.products[a, b][split] if (a, b) in self.products else self.products[b, a][split].T
+        return own - torch.outer(self.sums[a][split], self.sums[b][split]) / n

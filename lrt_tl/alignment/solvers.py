@@ -1,20 +1,16 @@
-"""Pure functions from moments to maps, and to how well a map does on moments that it was not fitted on.
+"""Pure functions from moments to maps.
 
-The source's states are rows x, the target's rows y, W `[d_source, d_target]`, and the map is y ≈ Wᵀx + b. Ridge:
-
-    W = (Sxx + nλ I)⁻¹ Sxy,   b = ȳ − Wᵀx̄
-
-with the penalty λ *per position*, so that it means the same on K − 1 folds as on all, and the bias unpenalized.
+The source's states are rows x, the target's rows y, W `[d_source, d_target]`, and the map is y ≈ Wᵀx + b, with
+b = ȳ − Wᵀx̄ in every one. S are sums of products about the means, n the number of positions.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from lrt_tl.alignment.moments import Centered, Moments
+from lrt_tl.alignment.moments import Centered
 from lrt_tl.errors import LrtError
 
 
@@ -26,109 +22,151 @@ class Solution:
     bias: Float64[Tensor, "d_target"]
 
 
-@dataclass(frozen=True)
-class CrossValidation:
-    """Held-out R² for each penalty and fold."""
-
-    penalties: Float64[Tensor, "penalty"]
-    r2: Float64[Tensor, "penalty fold"]
-
-    @property
-    def best(self) -> int:
-        """Index of the penalty whose mean R² over the folds is highest."""
-        return int(self.r2.mean(1).argmax())
-
-
-def penalty_grid(moments: Moments, splits: Sequence[int], relative: Sequence[float]) -> Float64[Tensor, "penalty"]:
-    """Penalties λ = α · tr(Sxx)/(n d_source) per position: α in units of the mean variance of a source dimension.
-
-    Raises:
-        LrtError: there is no α, one is not above zero, or the source's states are all the same.
-    """
-    if not relative or not all(0 < alpha < float("inf") for alpha in relative):
-        raise LrtError(f"relative ridges must be numbers above zero, not {tuple(relative)}")
-    pooled = moments.centered(splits)
-    if not pooled.source_source.diagonal().sum() > 0:
-        raise LrtError("the source's activations are the same at all positions: there is nothing to map")
-    scale = pooled.source_source.diagonal().sum() / (pooled.count * len(pooled.source_mean))
-    return torch.tensor(relative, dtype=torch.float64, device=scale.device) * scale
-
-
-def ridge(train: Centered, penalty: float) -> Solution:
-    """The ridge map of one penalty λ (per position)."""
-    eigenvalues, v = _spectrum(train)
-    scaled = (v.T @ train.source_target) / (eigenvalues + train.count * penalty)[:, None]
-    weight = v @ scaled
+def through_the_means(weight: Float64[Tensor, "d_source d_target"], train: Centered) -> Solution:
+    """The map of that weight that takes the mean to the mean."""
     return Solution(weight, train.target_mean - weight.T @ train.source_mean)
 
 
-def _spectrum(train: Centered) -> tuple[Float64[Tensor, "direction"], Float64[Tensor, "d_source direction"]]:
-    """Eigenvalues and eigenvectors of Sxx. Float32 products can leave an eigenvalue that is zero, as one is in the
-    centered basis, below zero by more than a small penalty makes up for: so none is less than zero."""
-    eigenvalues, v = torch.linalg.eigh(train.source_source)
+def spectrum(matrix: Float64[Tensor, "d d"]) -> tuple[Float64[Tensor, "d"], Float64[Tensor, "d d"]]:
+    """Eigenvalues, ascending, and eigenvectors of a covariance. Float32 products can leave an eigenvalue that is zero,
+    as one is in the centered basis, below zero by more than a small penalty makes up for: so none is less than zero."""
+    eigenvalues, v = torch.linalg.eigh(matrix)
     return eigenvalues.clamp(min=0), v
 
 
-def squared_error(solution: Solution, held_out: Centered) -> float:
-    """Σ‖Wᵀx + b − y‖² over the positions of `held_out`, from their moments about their own mean:
-
-        Syy − 2⟨W, Sxy⟩ + ⟨W, Sxx W⟩ + n‖Wᵀx̄ + b − ȳ‖²
-
-    clamped at 0, where a noise-free sum can fall by rounding."""
-    w = solution.weight
-    offset = w.T @ held_out.source_mean + solution.bias - held_out.target_mean
-    spread = (w * (held_out.source_source @ w - 2 * held_out.source_target)).sum()
-    total = held_out.target_target.diagonal().sum() + spread + held_out.count * offset.square().sum()
-    return max(0.0, float(total))
-
-
-def r_squared(solution: Solution, held_out: Centered) -> float:
-    """1 − (squared error)/(squared distance from the held-out mean), all target dimensions together.
+def mean_variance(products: Float64[Tensor, "d d"], count: int) -> float:
+    """Mean over the dimensions of their variance: the unit of relative penalties.
 
     Raises:
-        LrtError: the held-out positions have no variance to explain.
+        LrtError: it is zero.
     """
-    return 1 - squared_error(solution, held_out) / _total(held_out)
+    variance = float(products.diagonal().mean()) / count
+    if not variance > 0:
+        raise LrtError("the source's activations are the same at all positions: there is nothing to map")
+    return variance
 
 
-def _total(held_out: Centered) -> float:
-    total = float(held_out.target_target.diagonal().sum())
-    if held_out.count < 2 or total <= 0:
-        raise LrtError(
-            f"R² cannot be taken on {held_out.count} positions at which the target's activations do not vary: "
-            "give it more text"
-        )
-    return total
+def ridge(train: Centered, penalty: float | Float64[Tensor, "d_target"]) -> Solution:
+    """W = (Sxx + nλ I)⁻¹ Sxy: the least squares with a penalty on W (Hoerl & Kennard 1970).
 
-
-def cross_validate(moments: Moments, folds: Sequence[int], penalties: Float64[Tensor, "penalty"]) -> CrossValidation:
-    """K-fold cross-validation of every penalty, from the moments alone. Equal to refitting on the other folds.
-
-    One eigendecomposition of Sxx = VΛVᵀ a fold serves all penalties: with U = VᵀSxy and D = 1/(Λ + nλ), W = V D U, and
-    the fold's error needs only VᵀSxy_f, VᵀSxx_f V and UUᵀ.
+    Args:
+        penalty: λ, *per position*, so that it means the same on K − 1 folds as on all; one for all target dimensions
+            or one for each.
     """
-    r2 = torch.stack([_fold_r2(moments, folds, fold, penalties) for fold in folds], dim=1)
-    return CrossValidation(penalties.cpu(), r2.cpu())
+    eigenvalues, v = spectrum(train.source_source)
+    weight = v @ ((v.T @ train.source_target) / (eigenvalues[:, None] + train.count * penalty))
+    return through_the_means(weight, train)
 
 
-def _fold_r2(
-    moments: Moments, folds: Sequence[int], fold: int, penalties: Float64[Tensor, "penalty"]
-) -> Float64[Tensor, "penalty"]:
-    train = moments.centered([other for other in folds if other != fold])
-    held = moments.centered([fold])
-    eigenvalues, v = _spectrum(train)
-    inverse = 1 / (eigenvalues + train.count * penalties[:, None])
-    u = v.T @ train.source_target
-    linear = (u * (v.T @ held.source_target)).sum(1)
-    quadratic = (u @ u.T) * (v.T @ held.source_source @ v)
-    shift = v.T @ (held.source_mean - train.source_mean)
-    offset = (held.target_mean - train.target_mean) - (inverse * shift) @ u
-    total = _total(held)
-    error = (
-        total
-        - 2 * inverse @ linear
-        + torch.einsum("pi,ij,pj->p", inverse, quadratic, inverse)
-        + held.count * offset.square().sum(1)
-    )
-    r2: Tensor = 1 - error.clamp(min=0) / total
-    return r2
+def least_squares(train: Centered, tolerance: float = 1e-7) -> Solution:
+    """W = Sxx⁺ Sxy: ordinary least squares.
+
+    Source dimensions are first scaled to unit variance, so that a massive channel hides no other; eigenvalues of their
+    correlation matrix below `tolerance` times the largest (the rounding of float32 products) count as zero. So constant
+    dimensions (variance below 1e-12 of the largest) get weight zero, and duplicates share theirs.
+    """
+    variance = train.source_source.diagonal()
+    unit = torch.where(variance > 1e-12 * variance.max(), variance.clamp(min=1e-300).rsqrt(), 0.0)
+    eigenvalues, v = spectrum(unit[:, None] * train.source_source * unit)
+    inverse = torch.where(eigenvalues > tolerance * eigenvalues[-1], 1 / eigenvalues, 0.0)
+    weight = unit[:, None] * (v @ (inverse[:, None] * (v.T @ (unit[:, None] * train.source_target))))
+    return through_the_means(weight, train)
+
+
+def reduced_rank(train: Centered, penalty: float, rank: int) -> Solution:
+    """The best map of rank r under the ridge's own loss (Izenman 1975; with the penalty, Mukherjee & Zhu 2011)."""
+    factor, directions = rank_factors(train, penalty)
+    return through_the_means(factor[:, :rank] @ directions[:rank], train)
+
+
+def rank_factors(
+    train: Centered, penalty: float
+) -> tuple[Float64[Tensor, "d_source rank"], Float64[Tensor, "rank d_target"]]:
+    """The ridge map as A Vᵀ, V orthonormal directions of the target, those that it explains best first.
+
+    The ridge map cut to rank r is W V_r V_rᵀ with V_r the first right singular vectors of G^(−½) Sxy, G = Sxx + nλ I.
+    """
+    eigenvalues, v = spectrum(train.source_source)
+    root = (eigenvalues + train.count * penalty).sqrt()[:, None]
+    u, s, vh = torch.linalg.svd((v.T @ train.source_target) / root, full_matrices=False)
+    return v @ (u * s / root), vh
+
+
+def procrustes(train: Centered) -> Solution:
+    """W = s Q, Q = UVᵀ from the singular vectors of Sxy: a rotation, between means, with one scale s (Schönemann 1966).
+
+    Where the widths differ, Q has orthonormal rows or columns. It maximizes ⟨Q, Sxy⟩, which is the least squares where
+    the source is not the wider one; s is the least squares given Q.
+    """
+    u, _, vh = torch.linalg.svd(train.source_target, full_matrices=False)
+    rotation = u @ vh
+    scale = (rotation * train.source_target).sum() / (rotation * (train.source_source @ rotation)).sum()
+    return through_the_means(scale * rotation, train)
+
+
+def whitened(train: Centered, relative: float) -> Solution:
+    """W = Cx^(−½) UVᵀ Cy^(½): the rotation between whitened states, whose singular values are canonical correlations.
+
+    Every canonical direction keeps its whole variance, where least squares shrinks it by its correlation (Hotelling
+    1936): so it explains less, and does not shorten vectors.
+
+    Args:
+        relative: α; Cx = Sxx/n + α·(mean variance of x)·I, and Cy alike.
+    """
+    cx, vx = _regularized(train.source_source, train.count, relative)
+    cy, vy = _regularized(train.target_target, train.count, relative)
+    cross = (vx.T @ train.source_target @ vy) / (train.count * cx.sqrt()[:, None] * cy.sqrt())
+    u, _, vh = torch.linalg.svd(cross, full_matrices=False)
+    weight = vx @ ((u / cx.sqrt()[:, None]) @ (vh * cy.sqrt())) @ vy.T
+    return through_the_means(weight, train)
+
+
+def canonical_correlations(moments: Centered, relative: float = 1e-6) -> Float64[Tensor, "correlation"]:
+    """The canonical correlations of source and target, descending, with covariances regularized as in `whitened`."""
+    cx, vx = _regularized(moments.source_source, moments.count, relative)
+    cy, vy = _regularized(moments.target_target, moments.count, relative)
+    cross = (vx.T @ moments.source_target @ vy) / (moments.count * cx.sqrt()[:, None] * cy.sqrt())
+    return torch.linalg.svdvals(cross)
+
+
+def _regularized(products: Tensor, count: int, relative: float) -> tuple[Tensor, Tensor]:
+    """Eigenvalues and eigenvectors of S/n + α·(mean variance)·I."""
+    eigenvalues, v = spectrum(products / count)
+    return eigenvalues + relative * mean_variance(products, count), v
+
+
+def partial_least_squares(train: Centered, rank: int) -> list[Solution]:
+    """PLS2 regression of 1, 2, …, `rank` components, unscaled, from the products alone (Dayal & MacGregor 1997).
+
+    Each component is the direction of x that covaries most with y in what the ones before have not explained. Ends
+    early where nothing is left.
+    """
+    left, weight = train.source_target.clone(), torch.zeros_like(train.source_target)
+    rotations: list[Tensor] = []
+    loadings: list[Tensor] = []
+    found: list[Solution] = []
+    floor = 1e-12 * float(left.norm())
+    for _ in range(min(rank, len(train.source_mean))):
+        if float(left.norm()) <= floor:
+            break
+        direction = _dominant_left(left)
+        for loading, rotation in zip(loadings, rotations, strict=True):
+            direction = direction - (loading @ direction) * rotation
+        scores = train.source_source @ direction
+        size = direction @ scores
+        loading, answer = scores / size, (direction @ train.source_target) / size
+        left = left - size * torch.outer(loading, answer)
+        weight = weight + torch.outer(direction, answer)
+        rotations.append(direction)
+        loadings.append(loading)
+        found.append(through_the_means(weight, train))
+    return found
+
+
+def _dominant_left(matrix: Tensor) -> Tensor:
+    """The left singular vector of the largest singular value."""
+    gram = matrix @ matrix.T if matrix.shape[0] <= matrix.shape[1] else matrix.T @ matrix
+    vector = torch.linalg.eigh(gram).eigenvectors[:, -1]
+    if matrix.shape[0] > matrix.shape[1]:
+        vector = matrix @ vector
+    return vector / vector.norm()

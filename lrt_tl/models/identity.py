@@ -138,30 +138,13 @@ _HOW_TO_LOAD = {
 }
 
 
-def require_same_tokenizer(source: HookedModel, target: HookedModel) -> None:
-    """Refuse two models whose token positions cannot be paired one to one.
+def same_tokenizer(source: HookedModel, target: HookedModel) -> bool:
+    """Whether the positions of two models' tokens pair one to one.
 
     `d_vocab` is not compared: models of one family pad their embeddings to different sizes.
-
-    Raises:
-        MismatchError: names the first difference.
     """
     same_rules = tokenizer_fingerprint(source.tokenizer) == tokenizer_fingerprint(target.tokenizer)
-    ours, theirs = source.tokenizer.get_vocab(), target.tokenizer.get_vocab()
-    begin = source.tokenizer.bos_token_id, target.tokenizer.bos_token_id
-    if same_rules:
-        if begin[0] == begin[1]:
-            return
-        difference = f"their texts begin with tokens {begin[0]} and {begin[1]}"
-    elif len(ours) != len(theirs):
-        difference = f"{len(ours)} and {len(theirs)} entries"
-    else:
-        token = next((token for token, index in sorted(ours.items()) if theirs.get(token) != index), None)
-        difference = "other rules" if token is None else f"{token!r} is {ours[token]} and {theirs.get(token)}"
-    raise MismatchError(
-        f"{source.cfg.model_name} and {target.cfg.model_name} have different tokenizers ({difference}), so their "
-        "positions cannot be paired: use two models with the same tokenizer"
-    )
+    return same_rules and source.tokenizer.bos_token_id == target.tokenizer.bos_token_id
 
 
 _tokenizers: "WeakKeyDictionary[Any, str]" = WeakKeyDictionary()

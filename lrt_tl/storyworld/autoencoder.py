@@ -229,9 +229,9 @@ def states_of(model: HookedModel, hook_name: str, seed: int) -> Float[Tensor, "p
     """
     texts = read_documents(documents(_CHUNK, seed=seed))
     kept = []
-    for batch in token_batches(model.tokenizer, texts, batch_size=64, context_length=model.cfg.n_ctx):
-        states = capture(model, batch.tokens, batch.mask, [hook_name])[hook_name].cpu()
-        kept.append(states[batch.content])
+    for batch in token_batches([model.tokenizer], texts, batch_size=64, context_length=model.cfg.n_ctx):
+        states = capture(model, batch.source.tokens, batch.source.mask, [hook_name])[hook_name].cpu()
+        kept.append(states[batch.source.content])
     states = torch.cat(kept)
     if not torch.isfinite(states).all():
         raise LrtError(f"{model.cfg.model_name}, {hook_name}: a state is NaN or infinite: load the model in float32")

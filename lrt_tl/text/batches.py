@@ -6,7 +6,7 @@ differently. Padding is on the right, where no causal model sees it.
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import accumulate, islice
 from typing import Any, Literal, get_args
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lrt_tl.errors import LrtError
 from lrt_tl.text.documents import Document, split_of
+from lrt_tl.text.token_pairs import paired_pieces, tokens_with_ends
 
 Layout = Literal["split", "truncate", "pack"]
 """What to do with the length of documents. `"split"`: a long one becomes several rows, each a text of its own to the
@@ -24,14 +25,26 @@ _BATCHES_SORTED_TOGETHER = 32
 
 
 @dataclass(frozen=True)
-class TokenBatch:
-    """Rows of tokens, padded on the right."""
+class TokenRows:
+    """What one model reads: rows of tokens, padded on the right."""
 
     tokens: Int[Tensor, "row position"]
     mask: Bool[Tensor, "row position"]
     """True at tokens, False at padding."""
     content: Bool[Tensor, "row position"]
-    """True at tokens that are text: not padding, not special."""
+    """True at tokens that are text: not padding, not special; and, with two tokenizers, that pair with one of the
+    other's."""
+    special: Bool[Tensor, "row position"]
+    """True at special tokens."""
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """Rows of the same texts for a source and a target: the k-th True of one's `content` pairs with the other's."""
+
+    source: TokenRows
+    target: TokenRows
+    """The same object where both have one tokenizer."""
     names: list[str]
     """The document, or documents, of each row."""
     splits: Int[Tensor, "row"]
@@ -40,7 +53,10 @@ class TokenBatch:
 
 @dataclass(frozen=True)
 class _Row:
-    ids: list[int]
+    ids: tuple[list[int], ...]
+    """Of the one tokenizer, or of each of the two."""
+    content: tuple[list[int], ...] | None
+    """The positions that pair; None where there is but one tokenizer, and all text does."""
     name: str
     split: int
 
@@ -51,6 +67,8 @@ class BatchCounts:
 
     documents: int = 0
     tokens_truncated: int = 0
+    tokens_unpaired: int = 0
+    """Of the source, at which no token of the target ends on the same character."""
 
 
 def tokenize(tokenizer: Any, texts: Sequence[str], *, prepend_bos: bool = True) -> list[list[int]]:
@@ -76,7 +94,7 @@ def pad(tokenizer: Any, rows: Sequence[list[int]]) -> tuple[Tensor, Tensor, Tens
 
 
 def token_batches(
-    tokenizer: Any,
+    tokenizers: Sequence[Any],
     documents: Iterable[Document],
     *,
     batch_size: int,
@@ -88,6 +106,10 @@ def token_batches(
     """Stream documents as batches of at most `batch_size` rows of at most `context_length` tokens.
 
     Rows are sorted by length within a few batches' worth, so that little is padding.
+
+    Args:
+        tokenizers: one, of both models; or the source's and the target's, if they differ: then each row holds the same
+            piece of text for both, and `content` is True at the positions that pair (see `text.token_pairs`).
 
     Raises:
         LrtError: a document tokenizes to nothing, `context_length` leaves no room for text, or another argument
@@ -101,15 +123,15 @@ def token_batches(
         raise LrtError(f"layout={layout!r} is none of {', '.join(get_args(Layout))}")
     counts = BatchCounts() if counts is None else counts
     chunk = batch_size * _BATCHES_SORTED_TOGETHER
-    rows = _rows(tokenizer, documents, context_length, layout, prepend_bos, chunk, counts)
+    rows = _rows(tokenizers, documents, context_length, layout, prepend_bos, chunk, counts)
     while buffer := list(islice(rows, chunk)):
-        buffer.sort(key=lambda row: len(row.ids))
+        buffer.sort(key=lambda row: len(row.ids[0]))
         for start in range(0, len(buffer), batch_size):
-            yield _batch(tokenizer, buffer[start : start + batch_size])
+            yield _batch(tokenizers, buffer[start : start + batch_size])
 
 
 def _rows(
-    tokenizer: Any,
+    tokenizers: Sequence[Any],
     documents: Iterable[Document],
     context_length: int,
     layout: Layout,
@@ -117,20 +139,14 @@ def _rows(
     chunk: int,
     counts: BatchCounts,
 ) -> Iterator[_Row]:
-    bos = [tokenizer.bos_token_id] if prepend_bos and tokenizer.bos_token_id is not None else []
-    room = context_length - len(bos)
+    bos = [[t.bos_token_id] if prepend_bos and t.bos_token_id is not None else [] for t in tokenizers]
+    rooms = [context_length - len(begin) for begin in bos]
     open_rows: dict[int, list[_Row]] = {}
     stream = iter(documents)
     while group := list(islice(stream, chunk)):
-        for document, ids in zip(group, tokenize(tokenizer, [d.text for d in group], prepend_bos=False), strict=True):
-            if not ids:
-                raise LrtError(f"{document.name} tokenizes to nothing ({document.text[:40]!r}): remove it")
+        for document, pieces in zip(group, _pieces(tokenizers, group, rooms, layout, counts), strict=True):
             counts.documents += 1
-            if layout == "truncate":
-                counts.tokens_truncated += max(0, len(ids) - room)
-                ids = ids[:room]
-            pieces = (ids[start : start + room] for start in range(0, len(ids), room))
-            rows = [_Row(bos + piece, document.name, split_of(document.text)) for piece in pieces]
+            rows = [_begun(piece, bos, document) for piece in pieces]
             if layout == "pack":
                 rows = [full for row in rows for full in _packed(open_rows, row, context_length)]
             yield from rows
@@ -138,11 +154,55 @@ def _rows(
         yield _joined(waiting)
 
 
+_Piece = tuple[tuple[list[int], ...], tuple[list[int], ...] | None]
+"""Token ids of a piece of text, by each tokenizer, and the positions that pair."""
+
+
+def _pieces(
+    tokenizers: Sequence[Any], documents: Sequence[Document], rooms: Sequence[int], layout: Layout, counts: BatchCounts
+) -> Iterator[list[_Piece]]:
+    """Each document in pieces for which there is room."""
+    texts = [document.text for document in documents]
+    whole = _of_two(tokenizers, texts, rooms, counts) if len(tokenizers) == 2 else _of_one(tokenizers[0], texts, rooms)
+    for document, (pieces, n_tokens) in zip(documents, whole, strict=True):
+        if not n_tokens:
+            raise LrtError(f"{document.name} tokenizes to nothing ({document.text[:40]!r}): remove it")
+        if layout == "truncate":
+            counts.tokens_truncated += n_tokens - len(pieces[0][0][0]) if pieces else 0
+            pieces = pieces[:1]
+        yield pieces
+
+
+def _of_one(tokenizer: Any, texts: Sequence[str], rooms: Sequence[int]) -> Iterator[tuple[list[_Piece], int]]:
+    room = rooms[0]
+    for ids in tokenize(tokenizer, texts, prepend_bos=False):
+        yield [((ids[start : start + room],), None) for start in range(0, len(ids), room)], len(ids)
+
+
+def _of_two(
+    tokenizers: Sequence[Any], texts: Sequence[str], rooms: Sequence[int], counts: BatchCounts
+) -> Iterator[tuple[list[_Piece], int]]:
+    for one, other in zip(*(tokens_with_ends(tokenizer, texts) for tokenizer in tokenizers), strict=True):
+        pieces = list(paired_pieces(one, other, (rooms[0], rooms[1])))
+        counts.tokens_unpaired += len(one.ids) - sum(len(piece.paired[0]) for piece in pieces)
+        yield [(piece.ids, piece.paired) for piece in pieces], min(len(one.ids), len(other.ids))
+
+
+def _begun(piece: _Piece, bos: Sequence[list[int]], document: Document) -> _Row:
+    """A row that begins with the beginning-of-sequence token."""
+    ids, content = piece
+    if content is not None:
+        content = tuple([len(begin) + i for i in positions] for begin, positions in zip(bos, content, strict=True))
+    begun = tuple(begin + tokens for begin, tokens in zip(bos, ids, strict=True))
+    return _Row(begun, content, document.name, split_of(document.text))
+
+
 def _packed(open_rows: dict[int, list[_Row]], row: _Row, context_length: int) -> list[_Row]:
     """Put a row with those of its split that wait; return the full row that it no longer fits into, if any."""
     waiting = open_rows.setdefault(row.split, [])
     full = []
-    if waiting and sum(len(other.ids) for other in waiting) + len(row.ids) > context_length:
+    lengths = [sum(len(other.ids[side]) for other in waiting) + len(ids) for side, ids in enumerate(row.ids)]
+    if waiting and max(lengths) > context_length:
         full = [_joined(waiting)]
         waiting.clear()
     waiting.append(row)
@@ -151,12 +211,32 @@ def _packed(open_rows: dict[int, list[_Row]], row: _Row, context_length: int) ->
 
 def _joined(rows: list[_Row]) -> _Row:
     name = rows[0].name if len(rows) == 1 else f"{rows[0].name} … {rows[-1].name}"
-    return _Row([token for row in rows for token in row.ids], name, rows[0].split)
+    sides = range(len(rows[0].ids))
+    starts = [[0, *accumulate(len(row.ids[side]) for row in rows)] for side in sides]
+    ids = tuple([token for row in rows for token in row.ids[side]] for side in sides)
+    content = None
+    if rows[0].content is not None:
+        content = tuple(
+            [start + i for start, row in zip(starts[side], rows, strict=False) for i in (row.content or ())[side]]
+            for side in sides
+        )
+    return _Row(ids, content, name, rows[0].split)
 
 
-def _batch(tokenizer: Any, rows: list[_Row]) -> TokenBatch:
-    tokens, mask, content = pad(tokenizer, [row.ids for row in rows])
-    return TokenBatch(tokens, mask, content, [row.name for row in rows], torch.tensor([row.split for row in rows]))
+def _batch(tokenizers: Sequence[Any], rows: list[_Row]) -> TokenBatch:
+    sides = [_token_rows(tokenizer, rows, side) for side, tokenizer in enumerate(tokenizers)]
+    return TokenBatch(sides[0], sides[-1], [row.name for row in rows], torch.tensor([row.split for row in rows]))
+
+
+def _token_rows(tokenizer: Any, rows: list[_Row], side: int) -> TokenRows:
+    tokens, mask, content = pad(tokenizer, [row.ids[side] for row in rows])
+    special = mask & ~content
+    if rows[0].content is not None:
+        paired = torch.zeros_like(content)
+        for number, row in enumerate(rows):
+            paired[number, (row.content or ())[side]] = True
+        content = paired
+    return TokenRows(tokens, mask, content, special)
 
 
 def _filler(tokenizer: Any) -> int:

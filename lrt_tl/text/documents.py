@@ -99,6 +99,9 @@ class Exclusion:
             raise LrtError(
                 f"the texts to exclude must be a list, not the one string {texts[:40]!r}: see lrt_tl.texts_of"
             )
+        texts = list(texts)
+        self.fingerprint = hash_of("\0".join(sorted(texts)))
+        """The same for the same texts, in any order."""
         self._size = min_words
         self._whole: set[tuple[str, ...]] = set()
         self._by_start: dict[tuple[str, ...], list[tuple[str, ...]]] = {}

@@ -14,13 +14,16 @@ from lrt_tl.models.identity import ModelIdentity, Site
 from lrt_tl.steering.vector import SteeringVector
 
 REPORT = FitReport(
+    method="ridge",
     test_r2=0.8123,
     validation_r2=0.8,
     cv_r2=0.79,
     fold_r2=(0.78, 0.79, 0.8),
     ridge=0.00123,
     relative_ridge=1e-4,
-    ridge_curve=((1e-4, 0.79), (1e-3, 0.7)),
+    rank=None,
+    candidates="relative ridge",
+    curve=((1e-4, 0.79), (1e-3, 0.7)),
     tokens=12345,
     tokens_per_dimension=12345 / 3,
     harvest={"documents": 7, "median_norms": {"source:blocks.1.hook_resid_post": 1 / 3}},
@@ -45,7 +48,7 @@ def affine_map(**changes: Any) -> AffineMap:
     settings = {
         "weight": torch.tensor([[1.0, 2.0, 0.0], [0.0, -1.0, 1 / 3]]),
         "bias": torch.tensor([10.0, 20.0]),
-        "source": SOURCE,
+        "sources": (SOURCE,),
         "target": TARGET,
         "target_covariance": torch.tensor([[2.0, 0.5], [0.5, 1.0]]),
         "target_norm": 5.0,
@@ -83,6 +86,49 @@ def test_a_vector_is_carried_to_the_target() -> None:
     }
 
 
+BELOW = replace(SOURCE, hook_name="blocks.0.hook_resid_post")
+
+
+def map_from_two() -> AffineMap:
+    return affine_map(sources=(BELOW, SOURCE), weight=torch.arange(12.0).reshape(2, 6))
+
+
+def test_a_map_from_two_layers_takes_a_vector_of_each_in_any_order() -> None:
+    both, at, below = map_from_two(), vector(), replace(vector(), direction=torch.tensor([7.0, 8.0, 9.0]), site=BELOW)
+    wanted = both.weight @ torch.tensor([7.0, 8.0, 9.0, 1.0, 2.0, 3.0])
+    for vectors in ([at, below], (below, at)):
+        carried = both.transport(vectors)
+        torch.testing.assert_close(carried.direction, wanted)
+        assert carried.provenance["transported_from"] == "small L0, small L1"
+    assert repr(both).startswith("AffineMap(small L0 + small L1 → large L0, 6→2")
+
+
+@pytest.mark.parametrize("hooks", [[1], [1, 1], [0, 1, 1], []])
+def test_other_vectors_than_one_of_each_layer_are_refused(hooks: list[int]) -> None:
+    vectors = [vector(hook_name=f"blocks.{layer}.hook_resid_post") for layer in hooks]
+    with pytest.raises(MismatchError, match="takes a vector at each; these are at"):
+        map_from_two().transport(vectors)
+
+
+def test_a_cache_is_mapped_by_the_names_in_it() -> None:
+    states = {site.hook_name: torch.randn(2, 5, 3) for site in (SOURCE, BELOW)}
+    together = torch.cat([states[BELOW.hook_name], states[SOURCE.hook_name]], -1)
+    torch.testing.assert_close(map_from_two()(states), map_from_two()(together))
+    torch.testing.assert_close(affine_map()(states), affine_map()(states[SOURCE.hook_name]))
+    with pytest.raises(MismatchError, match=r"holds no 'blocks\.0\.hook_resid_post'"):
+        map_from_two()({SOURCE.hook_name: states[SOURCE.hook_name]})
+    with pytest.raises(LrtError, match="a tensor or a cache, not list"):
+        affine_map()([1.0, 2.0, 3.0])
+    with pytest.raises(LrtError, match="begins at 2 sites"):
+        _ = map_from_two().source
+
+
+def test_a_map_from_two_layers_comes_back(tmp_path: Path) -> None:
+    saved = AffineMap.load(map_from_two().save(tmp_path / "map"))
+    assert saved.sources == (BELOW, SOURCE)
+    torch.testing.assert_close(saved.weight, map_from_two().weight)
+
+
 @pytest.mark.parametrize("shape", [(2,), (3, 4)])
 def test_states_of_another_width_are_refused(shape: tuple[int, ...]) -> None:
     for call in (affine_map(), affine_map().transport):
@@ -108,12 +154,12 @@ def test_a_vector_from_elsewhere_is_refused() -> None:
 
 def test_what_is_not_known_is_not_checked() -> None:
     assert affine_map().transport(vector(model=None)).site == TARGET
-    no_model = affine_map(source=replace(SOURCE, model=None))
+    no_model = affine_map(sources=(replace(SOURCE, model=None),))
     assert no_model.transport(vector()).site == TARGET
 
 
 def test_a_map_that_knows_no_place_carries_tensors_only() -> None:
-    nowhere = affine_map(source=Site("", 3), target=Site("", 2))
+    nowhere = affine_map(sources=(Site("", 3),), target=Site("", 2))
     torch.testing.assert_close(nowhere.transport(torch.tensor([1.0, 2.0, 3.0])), torch.tensor([5.0, -1.0]))
     with pytest.raises(MismatchError, match=r"begins at unknown model \(no hook name, 3 dimensions\)"):
         nowhere.transport(vector())
@@ -137,14 +183,14 @@ def test_few_tokens_are_warned_of() -> None:
         affine_map(report=replace(REPORT, tokens_per_dimension=19.5))
 
 
-@pytest.mark.parametrize("changes", [{}, {"target_norm": None, "source": Site("", 3)}])
+@pytest.mark.parametrize("changes", [{}, {"target_norm": None, "sources": (Site("", 3),)}])
 def test_saving_loses_nothing(tmp_path: Path, changes: dict[str, Any]) -> None:
     saved = affine_map(**changes)
     folder = saved.save(tmp_path / "map")
     loaded = AffineMap.load(folder)
     for name in ("weight", "bias", "target_covariance"):
         assert torch.equal(getattr(loaded, name), getattr(saved, name))
-    for name in ("source", "target", "target_norm", "report"):
+    for name in ("sources", "target", "target_norm", "report"):
         assert getattr(loaded, name) == getattr(saved, name)
     card = (folder / "README.md").read_text()
     assert all(value in card for value in saved.summary().values())
@@ -168,14 +214,14 @@ def test_how_a_map_shows() -> None:
         "map": "small L1 → large L0, 3 → 2",
         "R² on test documents": "0.812",
         "R² in cross-validation": "0.790 (0.780 … 0.800)",
-        "ridge λ per position": "0.0012 (1e-04 of the mean variance)",
+        "method": "ridge λ=0.0012",
         "tokens": "12,345 (4,115 per source dimension)",
     }
 
 
 def test_html_is_escaped() -> None:
     hostile = Site("blocks.1.hook_resid_post", 3, identity("<script>alert('x')</script>&", 3))
-    shown = affine_map(source=hostile)._repr_html_()
+    shown = affine_map(sources=(hostile,))._repr_html_()
     assert "<script" not in shown
     assert "&lt;script&gt;" in shown
     assert "0.812" in shown

@@ -8,19 +8,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from lrt_tl.alignment.affine_map import AffineMap
 from lrt_tl.alignment.fit import RELATIVE_RIDGES, fit_activations, fit_affine_map
-from lrt_tl.errors import LrtError, MismatchError
+from lrt_tl.errors import LrtError
 from lrt_tl.models.identity import identify
 from lrt_tl.models.loading import load_model
 from lrt_tl.text.batches import pad
 from lrt_tl.text.documents import split_of
 from tests.alignment import reference
 from tests.alignment.reference import Row, one_at_a_time, rows_of
-from tests.checkpoints import WORDS, hooked_only, save_tokenizer
+from tests.checkpoints import D_VOCAB, WORDS, hooked_only, save_tokenizer
 
 LAYERS = (1, 2)
 NAMES = ("blocks.1.hook_resid_post", "blocks.2.hook_resid_post")
@@ -47,7 +48,7 @@ def assert_is(actual: AffineMap, wanted: reference.Fit, tolerance: float = 1e-4)
     """The same ridge, map and figures."""
     report = actual.report
     assert report.relative_ridge == RELATIVE_RIDGES[wanted.best]
-    np.testing.assert_allclose([r2 for _, r2 in report.ridge_curve], wanted.curve, atol=tolerance)
+    np.testing.assert_allclose([r2 for _, r2 in report.curve], wanted.curve, atol=tolerance)
     assert report.cv_r2 == pytest.approx(wanted.curve[wanted.best], abs=tolerance)
     assert np.mean(report.fold_r2) == pytest.approx(report.cv_r2)
     assert report.test_r2 == pytest.approx(wanted.test_r2, abs=tolerance)
@@ -277,11 +278,40 @@ def test_little_text_is_warned_of(bridges: tuple[Any, Any], texts: list[str]) ->
     assert 1 < actual.report.tokens_per_dimension < 20
 
 
-def test_two_tokenizers_are_refused(bridges: tuple[Any, Any], folders: tuple[Path, Path], tmp_path: Path) -> None:
-    shutil.copytree(folders[1], tmp_path / "other")
-    save_tokenizer(tmp_path / "other", [*WORDS[:-2], WORDS[-1], WORDS[-2]])
-    with pytest.raises(MismatchError, match=r"small and other have different tokenizers \('word38' is 41 and 42\)"):
-        fit_affine_map(bridges[0], load_model(tmp_path / "other"), ["text"], layers=LAYERS)
+def test_a_map_from_several_layers_is_that_of_their_states_side_by_side(
+    bridges: tuple[Any, Any], huggingface: tuple[Any, Any], texts: list[str]
+) -> None:
+    one, other = (reference.one_at_a_time(huggingface, reference.rows_of(texts), (layer, 2)) for layer in (0, 1))
+    stacked = reference.Positions(np.hstack([one.source, other.source]), one.target, one.splits, one.tokens)
+    actual = fit_affine_map(*bridges, texts, layers=((0, 1), 2))
+    assert_is(actual, reference.fit(stacked))
+    assert [site.hook_name for site in actual.sources] == ["blocks.0.hook_resid_post", "blocks.1.hook_resid_post"]
+    assert actual.report.test_r2 > fit_affine_map(*bridges, texts, layers=(1, 2)).report.test_r2 - 0.05
+
+
+@pytest.mark.parametrize("layers", [((), 2), ((1, 1), 2)])
+def test_source_layers_must_differ(bridges: tuple[Any, Any], layers: Any) -> None:
+    with pytest.raises(LrtError, match="one or more different ones"):
+        fit_affine_map(*bridges, ["text"], layers=layers)
+
+
+def test_two_tokenizers_are_paired(
+    bridges: tuple[Any, Any], folders: tuple[Path, Path], texts: list[str], tmp_path: Path
+) -> None:
+    """A target whose words have other numbers, and whose embedding is renumbered alike, is the same target."""
+    other = shutil.copytree(folders[1], tmp_path / "other")
+    order = [*range(len(WORDS) - 2), len(WORDS) - 1, len(WORDS) - 2]
+    save_tokenizer(other, [WORDS[i] for i in order])
+    tensors = load_file(other / "model.safetensors")
+    for name, tensor in tensors.items():
+        if len(tensor) == D_VOCAB:
+            tensors[name] = tensor[[*order, *range(len(WORDS), D_VOCAB)]]
+    save_file(tensors, other / "model.safetensors", metadata={"format": "pt"})
+    same = fit_affine_map(*bridges, texts, layers=LAYERS)
+    actual = fit_affine_map(bridges[0], load_model(other), texts, layers=LAYERS)
+    torch.testing.assert_close(actual.weight, same.weight, rtol=1e-4, atol=1e-5)
+    assert actual.report.harvest["tokens_unpaired"] == 0
+    assert actual.report.test_r2 == pytest.approx(same.report.test_r2, abs=1e-5)
 
 
 # Activations in hand

@@ -23,9 +23,8 @@ def run(some: Harvest) -> tuple[dict[str, Tensor], Tensor, HarvestCounts]:
     """All activations of one pass, the splits of their positions, and the counts."""
     counts = HarvestCounts()
     parts = list(some.run(some.calibrate(), counts))
-    source = {name: torch.cat([part.source[name] for part in parts]) for name in SOURCE}
-    target = {name: torch.cat([part.target[name] for part in parts]) for name in TARGET}
-    return source | target, torch.cat([part.splits for part in parts]), counts
+    states = {key.split(":")[1]: torch.cat([part.states[key] for part in parts]) for key in parts[0].states}
+    return states, torch.cat([part.splits for part in parts]), counts
 
 
 def test_one_pass_yields_all_hook_points_at_the_same_positions(bridges: tuple[Any, Any], texts: list[str]) -> None:

@@ -18,7 +18,7 @@ from lrt_tl.models.identity import (
     Site,
     identify,
     require_same_model,
-    require_same_tokenizer,
+    same_tokenizer,
     site_of,
     tokenizer_fingerprint,
 )
@@ -164,7 +164,7 @@ def tokenizer(
 
 
 def test_both_classes_have_one_tokenizer(pair: tuple[Any, Any]) -> None:
-    require_same_tokenizer(*pair)
+    assert same_tokenizer(*pair)
     assert tokenizer_fingerprint(pair[0].tokenizer) == tokenizer_fingerprint(tokenizer())
 
 
@@ -191,32 +191,29 @@ class WithTokenizer:
 
 
 @pytest.mark.parametrize(
-    ("other", "difference"),
+    "other",
     [
-        (lambda: tokenizer([*WORDS, "more"]), "43 and 44 entries"),
-        (lambda: tokenizer([*WORDS[:-1], "changed"]), "'word39' is 42 and None"),
-        (lambda: tokenizer([*WORDS[:-2], *WORDS[:-3:-1]]), "'word38' is 41 and 42"),
-        (lambda: tokenizer(pieces=pre_tokenizers.WhitespaceSplit), "other rules"),
-        (lambda: tokenizer(lower=True), "other rules"),
+        lambda: tokenizer([*WORDS, "more"]),
+        lambda: tokenizer([*WORDS[:-1], "changed"]),
+        lambda: tokenizer([*WORDS[:-2], *WORDS[:-3:-1]]),
+        lambda: tokenizer(pieces=pre_tokenizers.WhitespaceSplit),
+        lambda: tokenizer(lower=True),
+        lambda: tokenizer(bos_token="word5"),
     ],
 )
-def test_the_difference_of_two_tokenizers_is_named(other: Callable[[], Any], difference: str) -> None:
-    with pytest.raises(MismatchError, match=rf"small and large have different tokenizers \({difference}\)"):
-        require_same_tokenizer(WithTokenizer("small", tokenizer()), WithTokenizer("large", other()))
+def test_other_tokenizers_are_told_apart(other: Callable[[], Any]) -> None:
+    assert not same_tokenizer(WithTokenizer("small", tokenizer()), WithTokenizer("large", other()))
 
 
 def test_a_model_without_a_tokenizer_is_refused() -> None:
     with pytest.raises(LrtError, match="no tokenizer: load it with one"):
-        require_same_tokenizer(WithTokenizer("small", tokenizer()), WithTokenizer("large", None))
+        same_tokenizer(WithTokenizer("small", tokenizer()), WithTokenizer("large", None))
 
 
-def test_an_added_word_is_a_difference_and_so_is_another_beginning() -> None:
-    with_word, begins_otherwise = tokenizer(), tokenizer(bos_token="word5")
+def test_an_added_word_is_a_difference() -> None:
+    with_word = tokenizer()
     with_word.add_tokens(["word1 word2"])
-    with pytest.raises(MismatchError, match="43 and 44 entries"):
-        require_same_tokenizer(WithTokenizer("small", tokenizer()), WithTokenizer("large", with_word))
-    with pytest.raises(MismatchError, match=r"their texts begin with tokens 1 and 8"):
-        require_same_tokenizer(WithTokenizer("small", tokenizer()), WithTokenizer("large", begins_otherwise))
+    assert not same_tokenizer(WithTokenizer("small", tokenizer()), WithTokenizer("large", with_word))
 
 
 def test_a_raw_model_whose_row_means_are_small_is_not_taken_for_a_centered_one(gpt2: Path) -> None:

@@ -5,7 +5,9 @@ from typing import Any
 
 import pytest
 import torch
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from torch import Tensor
+from transformers import PreTrainedTokenizerFast
 
 from lrt_tl.errors import LrtError
 from lrt_tl.text.batches import BatchCounts, TokenBatch, pad, token_batches, tokenize
@@ -30,7 +32,7 @@ def documents(texts: list[str]) -> list[Document]:
 def batches_of(tokenizer: Any, documents: list[Document], **options: Any) -> tuple[list[TokenBatch], BatchCounts]:
     counts = BatchCounts()
     options = {"batch_size": 4, "context_length": 10} | options
-    return list(token_batches(tokenizer, documents, counts=counts, **options)), counts
+    return list(token_batches([tokenizer], documents, counts=counts, **options)), counts
 
 
 def ids_of(text: str) -> list[int]:
@@ -40,7 +42,7 @@ def ids_of(text: str) -> list[int]:
 def rows_of(batches: list[TokenBatch]) -> list[tuple[list[int], str, int]]:
     """Token ids without padding, name, split."""
     return [
-        (batch.tokens[row][batch.mask[row]].tolist(), batch.names[row], int(batch.splits[row]))
+        (batch.source.tokens[row][batch.source.mask[row]].tolist(), batch.names[row], int(batch.splits[row]))
         for batch in batches
         for row in range(len(batch.names))
     ]
@@ -153,18 +155,19 @@ def test_a_packed_row_names_its_documents(tokenizer: Any) -> None:
 def test_masks_and_shapes(tokenizer: Any, documents: list[Document], layout: Any, batch_size: int) -> None:
     batches, _ = batches_of(tokenizer, documents, layout=layout, batch_size=batch_size)
     for batch in batches:
-        rows, width = batch.tokens.shape
+        assert batch.target is batch.source
+        rows, width = batch.source.tokens.shape
         assert rows == len(batch.names) == len(batch.splits) <= batch_size
-        assert width == int(batch.mask.sum(1).max()) <= 10
-        assert bool((batch.mask.long().diff(dim=1) <= 0).all()), "padding is on the right"
-        assert torch.equal(batch.content, batch.mask & (batch.tokens > 2))
+        assert width == int(batch.source.mask.sum(1).max()) <= 10
+        assert bool((batch.source.mask.long().diff(dim=1) <= 0).all()), "padding is on the right"
+        assert torch.equal(batch.source.content, batch.source.mask & (batch.source.tokens > 2))
     assert sum(len(batch.names) < batch_size for batch in batches) <= len(documents) // batch_size + 1
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_special_tokens_inside_a_document_are_no_content(tokenizer: Any, layout: Any) -> None:
     batches, _ = batches_of(tokenizer, [Document("d", "word1 <s> word2 </s> word3")], layout=layout)
-    (batch,) = batches
+    (batch,) = (batch.source for batch in batches)
     assert batch.tokens.tolist() == [[BOS, 4, BOS, 5, PAD, 6]]
     assert batch.mask.all()
     assert batch.content.tolist() == [[False, True, False, True, False, True]]
@@ -179,14 +182,51 @@ def test_batches_come_as_documents_do(tokenizer: Any) -> None:
             yield Document(f"d{number}", "word1 word2")
             number += 1
 
-    stream = token_batches(tokenizer, endless(), batch_size=2, context_length=8)
-    assert [next(stream).tokens.shape for _ in range(3)] == [(2, 3)] * 3
+    stream = token_batches([tokenizer], endless(), batch_size=2, context_length=8)
+    assert [next(stream).source.tokens.shape for _ in range(3)] == [(2, 3)] * 3
 
 
 def test_rows_of_like_length_share_a_batch(tokenizer: Any, documents: list[Document]) -> None:
     batches, _ = batches_of(tokenizer, documents, context_length=64)
-    mask = torch.cat([batch.mask.flatten() for batch in batches])
+    mask = torch.cat([batch.source.mask.flatten() for batch in batches])
     assert float(mask.float().mean()) > 0.9
+
+
+# Two tokenizers
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("context_length", [7, 64])
+def test_two_tokenizers_read_the_same_pieces(
+    tokenizer: Any, documents: list[Document], layout: Any, context_length: int
+) -> None:
+    """The other one cuts words into characters: a word's state is there after its last character."""
+    ids = {"<unk>": 0, "<s>": 1, **{character: i + 2 for i, character in enumerate("word0123456789")}}
+    characters = Tokenizer(models.WordLevel(ids))
+    characters.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Split(Regex("."), "isolated")]
+    )
+    spelling = PreTrainedTokenizerFast(tokenizer_object=characters, unk_token="<unk>", bos_token="<s>")
+    counts = BatchCounts()
+    options = {"batch_size": 4, "context_length": context_length, "layout": layout, "counts": counts}
+    seen = 0
+    for batch in token_batches([tokenizer, spelling], documents[:50], **options):
+        for row in range(len(batch.names)):
+            words = batch.source.tokens[row][batch.source.content[row]].tolist()
+            assert words == [i for i in batch.source.tokens[row].tolist() if i > 2], "every word ends a spelling"
+            letters = spelling.convert_ids_to_tokens(batch.target.tokens[row].tolist())
+            last = [letters[i] for i in batch.target.content[row].nonzero().squeeze(1).tolist()]
+            assert last == [WORDS[word][-1] for word in words]
+            spelled = [c for c, kept in zip(letters, batch.target.mask[row].tolist(), strict=True) if kept]
+            assert "".join(spelled).removeprefix("<s>") == "".join(WORDS[word] for word in words)
+            seen += len(words)
+        assert batch.source.tokens.shape[1] <= context_length
+        assert batch.target.tokens.shape[1] <= context_length
+    n_words = sum(len(ids_of(document.text)) for document in documents[:50])
+    if layout == "truncate":
+        assert seen + counts.tokens_truncated == n_words
+    else:
+        assert (seen, counts.tokens_unpaired) == (n_words, 0)
 
 
 # Refusals

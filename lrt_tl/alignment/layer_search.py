@@ -1,0 +1,310 @@
+"""Which layers to pair: every pair of them, from one pass over the text, beside a null that is searched the same way.
+
+A search inflates what it finds: the best of many pairs of unrelated layers looks related, too. So the search is done
+again on data in which the target's positions are shuffled within their texts, and the best of each such search is what
+the best pair must beat.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psutil
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from lrt_tl.alignment.accumulation import accumulate
+from lrt_tl.alignment.diagnostics import debiased_cka, r_squared
+from lrt_tl.alignment.fit import FOLDS, RELATIVE_RIDGES
+from lrt_tl.alignment.harvest import Calibration, Harvest, HarvestCounts, PairedActivations, Transform
+from lrt_tl.alignment.moments import Moments, fit_pairs, pool
+from lrt_tl.alignment.selection import FoldSpectrum, held_out_folds, penalties_of
+from lrt_tl.alignment.solvers import ridge
+from lrt_tl.errors import LrtError
+from lrt_tl.models.hook_names import resolve_hook_name
+from lrt_tl.models.identity import site_of
+from lrt_tl.models.protocol import HookedModel
+from lrt_tl.tables import html_table
+from lrt_tl.text.batches import Layout
+from lrt_tl.text.documents import N_SPLITS, TEST, Documents, Exclusion, read_documents
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+
+N_NULLS = 20
+SAMPLE_DOCUMENTS = 256
+
+
+@dataclass(frozen=True)
+class LayerSearch:
+    """How well each source layer maps to each target layer."""
+
+    source: str
+    target: str
+    source_layers: tuple[int, ...]
+    target_layers: tuple[int, ...]
+    cv_r2: Float[Tensor, "source_layer target_layer"]
+    """Of the best ridge, mean over the folds. The best pair is chosen by it."""
+    test_r2: Float[Tensor, "source_layer target_layer"]
+    """On test documents, which no choice has seen."""
+    cka: Float[Tensor, "source_layer target_layer"]
+    """Debiased linear CKA, on the sample."""
+    sample_best: float
+    """The highest R² in cross-validation on the sample, which is what the null is to be compared with."""
+    null_best: tuple[float, ...]
+    """The same, where the target's positions were shuffled within their texts."""
+    sample_positions: int
+    positions: int
+    sketch: int | None
+    """Dimensions of the random projection that both sides were seen through, if any."""
+
+    @property
+    def best(self) -> tuple[int, int]:
+        """The pair of layers with the highest R² in cross-validation."""
+        row, column = divmod(int(self.cv_r2.argmax()), len(self.target_layers))
+        return self.source_layers[row], self.target_layers[column]
+
+    def summary(self) -> dict[str, str]:
+        """The best pair and the null, for a table."""
+        source, target = self.best
+        row, column = self.source_layers.index(source), self.target_layers.index(target)
+        null = torch.tensor(self.null_best)
+        rank = 1 + sum(best >= self.sample_best for best in self.null_best)
+        of = "" if self.sketch is None else f", seen through a random projection to {self.sketch} dimensions"
+        return {
+            "best pair": f"{self.source} L{source} → {self.target} L{target}{of}",
+            "R² in cross-validation": f"{float(self.cv_r2[row, column]):.3f}",
+            "R² on test documents": f"{float(self.test_r2[row, column]):.3f}",
+            "debiased linear CKA": f"{float(self.cka[row, column]):.3f}",
+            f"the same search on {self.sample_positions:,} positions": f"{self.sample_best:.3f}",
+            f"and on {len(null)} shuffles of them": f"{float(null.mean()):.3f}, at most {float(null.max()):.3f} "
+            f"(rank {rank} of {len(null) + 1})",
+            "positions": f"{self.positions:,}",
+        }
+
+    def rows(self, what: str = "test_r2") -> list[dict[str, str]]:
+        """One row for each source layer and one column for each target layer, of `test_r2`, `cv_r2` or `cka`."""
+        return [
+            {"": f"{self.source} L{layer}"}
+            | {f"L{to}": f"{float(value):.3f}" for to, value in zip(self.target_layers, values, strict=True)}
+            for layer, values in zip(self.source_layers, getattr(self, what), strict=True)
+        ]
+
+    def figure(self, what: str = "test_r2") -> "Figure":
+        """A heat map of `test_r2`, `cv_r2` or `cka`, the best pair marked."""
+        from plotly.graph_objects import Figure, Heatmap
+
+        names = {"test_r2": "R² on test documents", "cv_r2": "R² in cross-validation", "cka": "debiased linear CKA"}
+        values = getattr(self, what)
+        heat = Heatmap(
+            z=values.tolist(),
+            x=[f"L{layer}" for layer in self.target_layers],
+            y=[f"L{layer}" for layer in self.source_layers],
+            text=[[f"{float(value):.2f}" for value in row] for row in values],
+            texttemplate="%{text}",
+            colorscale="Viridis",
+            zmin=min(0.0, float(values.min())),
+            zmax=1.0,
+            colorbar={"title": names[what]},
+        )
+        figure = Figure(heat)
+        source, target = self.best
+        row, column = self.source_layers.index(source), self.target_layers.index(target)
+        figure.add_shape(
+            type="rect", x0=column - 0.5, x1=column + 0.5, y0=row - 0.5, y1=row + 0.5, line={"color": "red", "width": 3}
+        )
+        figure.update_layout(
+            title=f"{names[what]}, {self.source} → {self.target}",
+            xaxis_title=f"target layer ({self.target})",
+            yaxis_title=f"source layer ({self.source})",
+            template="plotly_white",
+            height=140 + 44 * len(self.source_layers),
+        )
+        return figure
+
+    def __repr__(self) -> str:
+        source, target = self.best
+        best, null = float(self.test_r2.max()), max(self.null_best, default=float("nan"))
+        return f"LayerSearch({self.source} L{source} → {self.target} L{target}, R² {best:.2f}, best null {null:.2f})"
+
+    def _repr_html_(self) -> str:
+        return html_table(self.summary())
+
+
+def search_layers(
+    source: HookedModel,
+    target: HookedModel,
+    documents: Any,
+    *,
+    source_layers: Sequence[int] | None = None,
+    target_layers: Sequence[int] | None = None,
+    exclude: Iterable[str] = (),
+    n_nulls: int = N_NULLS,
+    sketch: int | None = None,
+    batch_size: int = 16,
+    context_length: int | None = None,
+    layout: Layout = "split",
+    prepend_bos: bool = True,
+    relative_ridges: Sequence[float] = RELATIVE_RIDGES,
+    checkpoint: str | Path | None = None,
+    seed: int = 0,
+) -> LayerSearch:
+    """Fit a ridge map between every pair of layers, in one pass over the text, and print which pair is best.
+
+    Says first how much memory the moments take.
+
+    Args:
+        documents: whatever `read_documents` takes.
+        source_layers: which layers (`resid_post`) to try; by default all.
+        target_layers: the same of the target.
+        exclude: texts that the map will be tried on: documents that contain one are dropped.
+        n_nulls: searches on shuffled positions, on a fixed sample of documents.
+        sketch: see both sides through a random projection to so many dimensions, where all of them do not fit into
+            memory. R² is then that of the projected target from the projected source.
+        checkpoint: a folder to keep the moments in every minute, so that a search that was killed goes on from there.
+        seed: of the shuffles and the projection.
+
+    Raises:
+        LrtError: the moments need more memory than there is, or what `fit_affine_map` refuses.
+    """
+    sides = [
+        (model, tuple(range(model.cfg.n_layers)) if layers is None else tuple(layers))
+        for model, layers in ((source, source_layers), (target, target_layers))
+    ]
+    hooks = [[resolve_hook_name(model, layer=layer) for layer in layers] for model, layers in sides]
+    keys = [[f"{side}:{hook}" for hook in of] for side, of in zip(("source", "target"), hooks, strict=True)]
+    widths = [model.cfg.d_model if sketch is None else min(sketch, model.cfg.d_model) for model, _ in sides]
+    _check_memory((len(keys[0]), len(keys[1])), (widths[0], widths[1]))
+    harvest = Harvest(
+        source,
+        target,
+        hooks[0],
+        hooks[1],
+        read_documents(documents),
+        batch_size=batch_size,
+        context_length=min(256, source.cfg.n_ctx, target.cfg.n_ctx) if context_length is None else context_length,
+        layout=layout,
+        prepend_bos=prepend_bos,
+        exclude=Exclusion(exclude),
+        transforms={} if sketch is None else _projections(keys, [m.cfg.d_model for m, _ in sides], widths, seed),
+    )
+    sites = [[site_of(model, hook_name=hook) for hook in of] for (model, _), of in zip(sides, hooks, strict=True)]
+    harvested = accumulate(harvest, *sites, fit_pairs(*keys), checkpoint=checkpoint)
+    calibration = Calibration(harvested.counts.median_norms, harvested.moments.shifts)
+    cv_r2, test_r2 = _all_pairs(harvested.moments, keys, relative_ridges)
+    sample = _sample(harvest, calibration)
+    null_best, sample_best = _null(sample, calibration, keys, relative_ridges, n_nulls, seed)
+    found = LayerSearch(
+        source.cfg.model_name,
+        target.cfg.model_name,
+        sides[0][1],
+        sides[1][1],
+        cv_r2,
+        test_r2,
+        torch.tensor([[debiased_cka(sample.states[a], sample.states[b]) for b in keys[1]] for a in keys[0]]),
+        sample_best,
+        null_best,
+        len(sample.splits),
+        harvested.counts.positions,
+        sketch,
+    )
+    print(found)
+    return found
+
+
+def memory_needed(layers: tuple[int, int], widths: tuple[int, int]) -> int:
+    """Bytes of the moments of all pairs of so many layers of these widths."""
+    (s, t), (d, e) = layers, widths
+    return 8 * N_SPLITS * (s * d * d + s * t * d * e + t * e * e)
+
+
+def _check_memory(layers: tuple[int, int], widths: tuple[int, int]) -> None:
+    needed, free = memory_needed(layers, widths), psutil.virtual_memory().available
+    pairs = f"{layers[0]} × {layers[1]} pairs of layers"
+    print(f"{pairs}: the moments take {needed / 1e9:.2f} GB ({free / 1e9:.0f} GB free)")
+    if needed > 0.8 * free:
+        raise LrtError(
+            f"the moments of {pairs} take {needed / 1e9:.2g} GB, and {free / 1e9:.2g} are free: give fewer "
+            "source_layers and target_layers, or a random projection (sketch=512)"
+        )
+
+
+def _projections(
+    keys: Sequence[Sequence[str]], d_models: Sequence[int], widths: Sequence[int], seed: int
+) -> dict[str, Transform]:
+    """Orthonormal random directions, the same for all layers of a model."""
+    generator = torch.Generator().manual_seed(seed)
+    transforms: dict[str, Transform] = {}
+    for of, d_model, width in zip(keys, d_models, widths, strict=True):
+        directions = torch.linalg.qr(torch.randn(d_model, width, generator=generator)).Q
+        transforms |= dict.fromkeys(of, lambda states, onto=directions: states @ onto.to(states))
+    return transforms
+
+
+def _all_pairs(
+    moments: Moments, keys: Sequence[Sequence[str]], relative_ridges: Sequence[float], *, test: bool = True
+) -> tuple[Tensor, Tensor]:
+    """R² in cross-validation, and on the test split, of the best ridge between each source and target."""
+    cv_r2, test_r2 = (torch.zeros(len(keys[0]), len(keys[1])) for _ in range(2))
+    for row, a in enumerate(keys[0]):
+        spectra: list[FoldSpectrum] = []
+        for column, b in enumerate(keys[1]):
+            parts = moments.between([a], b)
+            folds = [parts[fold] for fold in FOLDS]
+            held_out = held_out_folds(folds)
+            spectra = spectra or [FoldSpectrum.of(train, held) for train, held in held_out]
+            penalties = penalties_of(folds, relative_ridges)
+            r2 = torch.stack([s.r2(*of, penalties) for s, of in zip(spectra, held_out, strict=True)]).mean(0)
+            cv_r2[row, column] = float(r2.max())
+            if test:
+                test_r2[row, column] = r_squared(ridge(pool(folds), float(penalties[r2.argmax()])), parts[TEST])
+    return cv_r2, test_r2
+
+
+def _sample(harvest: Harvest, calibration: Calibration) -> PairedActivations:
+    """The positions of a fixed sample of documents, with a number for each text."""
+    documents = harvest.sample(SAMPLE_DOCUMENTS)
+    few = replace(harvest, documents=Documents(harvest.documents.name, lambda: iter(documents)))
+    batches, first = [], 0
+    for batch in few.run(calibration, HarvestCounts()):
+        batches.append(PairedActivations(batch.states, batch.splits, batch.rows + first))
+        first = int(batches[-1].rows.max()) + 1 if len(batch.rows) else first
+    return PairedActivations(
+        {key: torch.cat([batch.states[key] for batch in batches]) for key in batches[0].states},
+        torch.cat([batch.splits for batch in batches]),
+        torch.cat([batch.rows for batch in batches]),
+    )
+
+
+def _null(
+    sample: PairedActivations,
+    calibration: Calibration,
+    keys: Sequence[Sequence[str]],
+    relative_ridges: Sequence[float],
+    n_nulls: int,
+    seed: int,
+) -> tuple[tuple[float, ...], float]:
+    """The best R² of each search on shuffled positions, and that of the sample as it is."""
+
+    def best(order: Tensor) -> float:
+        moments = Moments.empty(N_SPLITS, calibration.means, fit_pairs(*keys))
+        shuffled = {key: states[order.to(states.device)] for key, states in sample.states.items() if key in keys[1]}
+        moments.update({**sample.states, **shuffled}, sample.splits)
+        return float(_all_pairs(moments, keys, relative_ridges, test=False)[0].max())
+
+    generator = torch.Generator().manual_seed(seed)
+    draws = tqdm(range(n_nulls), desc="null", unit=" searches", leave=False)
+    nulls = tuple(best(shuffle_within(sample.rows, generator)) for _ in draws)
+    return nulls, best(torch.arange(len(sample.rows)))
+
+
+def shuffle_within(rows: Tensor, generator: torch.Generator) -> Tensor:
+    """A permutation of positions that leaves each in its row."""
+    random = torch.rand(len(rows), generator=generator, dtype=torch.float64)
+    shuffled = torch.argsort(rows.double() + random)  # random within each row
+    order = torch.empty_like(shuffled)
+    order[torch.argsort(rows, stable=True)] = shuffled
+    return order

@@ -1,0 +1,196 @@
+"""Commands about maps."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from lrt_tl.cli.options import (
+    BatchSize,
+    Checkpoint,
+    ContextLength,
+    Device,
+    DocumentsOption,
+    DtypeOption,
+    Exclude,
+    Layers,
+    LayoutOption,
+    MethodOption,
+    ModelClassOption,
+    Out,
+    PrependBos,
+    Processed,
+    Seed,
+    Source,
+    Target,
+    documents_of,
+    ends_of,
+    load,
+)
+from lrt_tl.tables import print_columns, print_table
+
+
+def fit(
+    source: Source,
+    target: Target,
+    layers: Layers,
+    out: Out,
+    documents: DocumentsOption = None,
+    exclude: Exclude = None,
+    method: MethodOption = "ridge",
+    checkpoint: Checkpoint = None,
+    model_class: ModelClassOption = "bridge",
+    processed: Processed = False,
+    device: Device = None,
+    dtype: DtypeOption = "float32",
+    batch_size: BatchSize = 16,
+    context_length: ContextLength = None,
+    layout: LayoutOption = "split",
+    prepend_bos: PrependBos = True,
+) -> None:
+    """Fit the affine map between two models' residual streams, and save it."""
+    from lrt_tl.alignment.fit import fit_affine_map
+    from lrt_tl.artifacts import refuse_existing
+
+    refuse_existing(out)
+    ends = ends_of(layers)
+    models, text = _models_and_text(source, target, documents, exclude, (model_class, processed, device, dtype))
+    affine_map = fit_affine_map(
+        *models,
+        **text,
+        **ends,
+        batch_size=batch_size,
+        context_length=context_length,
+        layout=layout,
+        prepend_bos=prepend_bos,
+        method=method,
+        checkpoint=checkpoint,
+    )
+    affine_map.save(out)
+    print_table("The map", affine_map.summary())
+
+
+def harvest(
+    source: Source,
+    target: Target,
+    layers: Layers,
+    out: Out,
+    documents: DocumentsOption = None,
+    exclude: Exclude = None,
+    checkpoint: Checkpoint = None,
+    model_class: ModelClassOption = "bridge",
+    processed: Processed = False,
+    device: Device = None,
+    dtype: DtypeOption = "float32",
+    batch_size: BatchSize = 16,
+    context_length: ContextLength = None,
+    layout: LayoutOption = "split",
+    prepend_bos: PrependBos = True,
+) -> None:
+    """Save the moments of one part of the text: `merge` adds parts up, `solve` makes the map."""
+    from lrt_tl.alignment.fit import harvest_moments
+    from lrt_tl.artifacts import refuse_existing
+
+    refuse_existing(out)
+    ends = ends_of(layers)
+    models, text = _models_and_text(source, target, documents, exclude, (model_class, processed, device, dtype))
+    moments = harvest_moments(
+        *models,
+        **text,
+        **ends,
+        batch_size=batch_size,
+        context_length=context_length,
+        layout=layout,
+        prepend_bos=prepend_bos,
+        checkpoint=checkpoint,
+    )
+    moments.save(out)
+    print(moments)
+
+
+def merge(
+    parts: Annotated[list[Path], typer.Argument(help="Folders of moments, of different documents.")], out: Out
+) -> None:
+    """Add up the moments of several parts of the text."""
+    from functools import reduce
+
+    from lrt_tl.alignment.accumulation import HarvestedMoments
+    from lrt_tl.artifacts import refuse_existing
+
+    refuse_existing(out)
+    merged = reduce(HarvestedMoments.merge, map(HarvestedMoments.load, parts))
+    merged.save(out)
+    print(merged)
+
+
+def solve(
+    moments: Annotated[Path, typer.Option(help="A folder of moments.")], out: Out, method: MethodOption = "ridge"
+) -> None:
+    """Make the map of moments."""
+    from lrt_tl.alignment.accumulation import HarvestedMoments
+    from lrt_tl.alignment.fit import fit_moments
+    from lrt_tl.artifacts import refuse_existing
+
+    refuse_existing(out)
+    affine_map = fit_moments(HarvestedMoments.load(moments), method=method)
+    affine_map.save(out)
+    print_table("The map", affine_map.summary())
+
+
+def search(
+    source: Source,
+    target: Target,
+    out: Annotated[Path | None, typer.Option(help="An .html file for the heat map. It must not exist.")] = None,
+    documents: DocumentsOption = None,
+    exclude: Exclude = None,
+    checkpoint: Checkpoint = None,
+    nulls: Annotated[int, typer.Option(min=1, help="Searches on shuffled positions, to compare with.")] = 20,
+    sketch: Annotated[
+        int | None, typer.Option(min=1, help="See both through a random projection to so many dimensions.")
+    ] = None,
+    model_class: ModelClassOption = "bridge",
+    processed: Processed = False,
+    device: Device = None,
+    dtype: DtypeOption = "float32",
+    batch_size: BatchSize = 16,
+    context_length: ContextLength = None,
+    layout: LayoutOption = "split",
+    prepend_bos: PrependBos = True,
+    seed: Seed = 0,
+) -> None:
+    """Find which layers to pair: fit a map between every pair of them, in one pass."""
+    from lrt_tl.alignment.layer_search import search_layers
+    from lrt_tl.artifacts import refuse_existing
+
+    if out is not None:
+        refuse_existing(out)
+    models, text = _models_and_text(source, target, documents, exclude, (model_class, processed, device, dtype))
+    found = search_layers(
+        *models,
+        **text,
+        n_nulls=nulls,
+        sketch=sketch,
+        batch_size=batch_size,
+        context_length=context_length,
+        layout=layout,
+        prepend_bos=prepend_bos,
+        checkpoint=checkpoint,
+        seed=seed,
+    )
+    print_columns("R² on test documents, of a ridge map between each pair of layers", found.rows())
+    print_table("The best pair", found.summary())
+    if out is not None:
+        found.figure().write_html(out, include_plotlyjs=True)
+        print(f"{out} shows the heat map.")
+
+
+def _models_and_text(
+    source: str, target: str, documents: str | None, exclude: list[str] | None, options: tuple[Any, ...]
+) -> tuple[list[Any], dict[str, Any]]:
+    """Both models, and the documents with the texts to leave out of them."""
+    from lrt_tl.evaluation.behavior import texts_of
+    from lrt_tl.storyworld.named import named_behavior, named_contrast_pairs
+
+    texts = texts_of(*(named(file) for file in exclude or [] for named in (named_contrast_pairs, named_behavior)))
+    read = documents_of(documents, source, target)
+    return [load(name, *options) for name in (source, target)], {"documents": read, "exclude": texts}

@@ -1,0 +1,110 @@
+"""What the commands share: their options, and what these mean."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from lrt_tl.errors import LrtError
+
+if TYPE_CHECKING:
+    from lrt_tl.models.protocol import HookedModel
+    from lrt_tl.text.documents import Documents
+
+ModelClass = Literal["bridge", "hooked"]
+Dtype = Literal["float32", "bfloat16", "float16"]
+MODEL = "A model: a bundled one (storyworld-small, …), a name on the Hugging Face hub, or a folder that holds it."
+Source = Annotated[str, typer.Option(help=MODEL)]
+Target = Annotated[str, typer.Option(help=MODEL)]
+DocumentsOption = Annotated[
+    str | None,
+    typer.Option(help="Text to fit the map on: .txt, .jsonl or .parquet; or storyworld (the default for its models)."),
+]
+Layers = Annotated[
+    str,
+    typer.Option(
+        help="Source and target layer, as 2:3 (the residual stream after these blocks), or several source layers, as "
+        "0,1,2:3; or hook names."
+    ),
+]
+Out = Annotated[Path, typer.Option(help="The folder to write. It must not exist.")]
+ModelClassOption = Annotated[ModelClass, typer.Option(help="TransformerBridge, or HookedTransformer.")]
+Processed = Annotated[bool, typer.Option(help="Fold and center the weights, as HookedTransformer does by default.")]
+Device = Annotated[str | None, typer.Option(help="Such as cuda or cpu; by default a GPU if there is one.")]
+DtypeOption = Annotated[Dtype, typer.Option(help="Of weights and activations.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Rows in a forward pass.")]
+ContextLength = Annotated[int | None, typer.Option(help="Tokens in a row; by default 256, or what both models read.")]
+LayoutOption = Annotated[
+    Literal["split", "truncate", "pack"], typer.Option(help="Long documents: split into rows, truncated, or packed.")
+]
+PrependBos = Annotated[bool, typer.Option(help="Begin each text with the beginning-of-sequence token, if any.")]
+Position = Annotated[str, typer.Option(help="Where contrast texts are read: mean (over tokens), last, or a number.")]
+Coefficients = Annotated[str, typer.Option(help="In units of the native vector, symmetric about 0.")]
+Draws = Annotated[int, typer.Option(min=1, help="Random vectors, and maps of shuffled pairs, to compare with.")]
+Seed = Annotated[int, typer.Option(help="Of the nulls, the bootstrap and the sampled texts.")]
+Contrasts = Annotated[
+    list[str], typer.Option(help="Contrast pairs, .jsonl or .json, or storyworld:mood; repeat it with --behavior.")
+]
+Behaviors = Annotated[
+    list[str], typer.Option(help="The behavior that the vector should change, .json, or storyworld:mood.")
+]
+MethodOption = Annotated[
+    Literal[
+        "ridge", "ridge_per_target", "least_squares", "reduced_rank", "procrustes", "whitened", "partial_least_squares"
+    ],
+    typer.Option(help="Which map; the README says which to choose when."),
+]
+Exclude = Annotated[
+    list[str] | None, typer.Option(help="Contrast pairs or behaviors: documents that contain their texts are left out.")
+]
+Checkpoint = Annotated[
+    Path | None, typer.Option(help="A folder to keep the moments in every minute, to go on from after a kill.")
+]
+GRID = "-8,-4,0,4,8"
+
+
+def documents_of(given: str | None, *models: str) -> "Documents":
+    from lrt_tl.storyworld.named import default_documents, named_documents
+    from lrt_tl.text.documents import read_documents
+
+    return read_documents(named_documents(default_documents(*models) if given is None else given))
+
+
+def load(name: str, model_class: ModelClass, processed: bool, device: str | None, dtype: Dtype) -> "HookedModel":
+    import torch
+
+    from lrt_tl.models.loading import load_model
+
+    precision: torch.dtype = getattr(torch, dtype)
+    return load_model(name, model_class=model_class, processed=processed, device=device, dtype=precision)
+
+
+def ends_of(layers: str) -> dict[str, Any]:
+    """`2:3`, `0,1,2:3`, or hook names in their places, as arguments of a fit."""
+    ends = [end.split(",") for end in layers.split(":")]
+    if len(ends) != 2 or not all(map(all, ends)) or len(ends[1]) != 1:
+        raise LrtError(
+            f"--layers {layers!r}: give source and target layer with a colon between them, as 2:3; or several source "
+            "layers, as 0,1,2:3"
+        )
+    if all(part.isdigit() for end in ends for part in end):
+        sources = [int(part) for part in ends[0]]
+        return {"layers": (sources if len(sources) > 1 else sources[0], int(ends[1][0]))}
+    named = [[f"blocks.{part}.hook_resid_post" if part.isdigit() else part for part in end] for end in ends]
+    return {"hook_names": (named[0] if len(named[0]) > 1 else named[0][0], named[1][0])}
+
+
+def position_of(position: str) -> Any:
+    if position in ("mean", "last"):
+        return position
+    try:
+        return int(position)
+    except ValueError as error:
+        raise LrtError(f"--position {position!r}: use mean, last, or a number") from error
+
+
+def numbers_of(text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise LrtError(f"{text!r} is not a list of numbers with commas between them, as {GRID}") from error

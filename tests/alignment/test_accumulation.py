@@ -1,0 +1,155 @@
+"""A pass that is killed goes on where it was; passes over parts of the text add up."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from lrt_tl.alignment import accumulation as module
+from lrt_tl.alignment.accumulation import HarvestedMoments, accumulate
+from lrt_tl.alignment.harvest import Harvest
+from lrt_tl.alignment.moments import fit_pairs
+from lrt_tl.errors import ArtifactError, LrtError, MismatchError
+from lrt_tl.models.identity import site_of
+from lrt_tl.text.documents import Exclusion, read_documents
+
+HOOKS = "blocks.1.hook_resid_post", "blocks.2.hook_resid_post"
+
+
+def passed(bridges: tuple[Any, Any], texts: list[str], place: Path | None = None, **options: Any) -> HarvestedMoments:
+    sites = [site_of(model, hook_name=hook) for model, hook in zip(bridges, HOOKS, strict=True)]
+    options = {"batch_size": 4, "context_length": 64, **options}
+    harvest = Harvest(*bridges, HOOKS[:1], HOOKS[1:], read_documents(texts), **options)
+    pairs = fit_pairs([f"source:{HOOKS[0]}"], [f"target:{HOOKS[1]}"])
+    return accumulate(harvest, sites[:1], sites[1:], pairs, checkpoint=place, seconds=0.0)
+
+
+def tensors(harvested: HarvestedMoments) -> dict[str, Tensor]:
+    moments = harvested.moments
+    named = {**moments.shifts, **{f"Σ {name}": total for name, total in moments.sums.items()}}
+    return {**named, **{" × ".join(pair): of for pair, of in moments.products.items()}, "n": moments.count}
+
+
+def assert_same(actual: HarvestedMoments, wanted: HarvestedMoments) -> None:
+    ours, theirs = tensors(actual), tensors(wanted)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert actual.counts == wanted.counts
+
+
+class KilledError(Exception):
+    pass
+
+
+@pytest.fixture
+def killed_after(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Let a pass die when it has taken so many batches."""
+    original = Harvest.run
+
+    def set_to(batches: int | None) -> None:
+        def run(self: Harvest, *args: Any, **options: Any) -> Iterator[Any]:
+            for number, batch in enumerate(original(self, *args, **options)):
+                if number == batches:
+                    raise KilledError
+                yield batch
+
+        monkeypatch.setattr(Harvest, "run", run)
+
+    return set_to
+
+
+@pytest.mark.parametrize("kills", [(0,), (1,), (7,), (3, 1, 5)])
+def test_a_pass_that_is_killed_gives_the_same_moments_bit_for_bit(
+    bridges: tuple[Any, Any], texts: list[str], tmp_path: Path, killed_after: Any, kills: tuple[int, ...]
+) -> None:
+    whole = passed(bridges, texts, exclude=Exclusion(texts[:3]))
+    place = tmp_path / "work"
+    for kill in kills:
+        killed_after(kill)
+        with pytest.raises(KilledError):
+            passed(bridges, texts, place, exclude=Exclusion(texts[:3]))
+    killed_after(None)
+    assert_same(passed(bridges, texts, place, exclude=Exclusion(texts[:3])), whole)
+    assert not place.exists(), "nothing is left when all is done"
+
+
+def test_a_kill_while_a_checkpoint_is_written_loses_nothing(
+    bridges: tuple[Any, Any], texts: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, place = passed(bridges, texts), tmp_path / "work"
+    original, calls = module.save_artifact, []
+
+    def dying(*args: Any, **options: Any) -> Any:
+        calls.append(args)
+        if len(calls) == 4:
+            (place / ".000000000004.partial-x").mkdir()  # what a killed writer leaves
+            raise KilledError
+        return original(*args, **options)
+
+    monkeypatch.setattr(module, "save_artifact", dying)
+    with pytest.raises(KilledError):
+        passed(bridges, texts, place)
+    monkeypatch.setattr(module, "save_artifact", original)
+    assert sorted(path.name for path in place.glob("[0-9]*")) == ["000000000003"]
+    assert_same(passed(bridges, texts, place), whole)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"batch_size": 5}, "another batch_size: batch_size was 4, and is 5"),
+        ({"prepend_bos": False}, "another prepend_bos"),
+        ({"exclude": Exclusion(["word1 word2 word3 word4 word5"])}, "another excluded texts"),
+    ],
+)
+def test_other_arguments_are_refused(
+    bridges: tuple[Any, Any],
+    texts: list[str],
+    tmp_path: Path,
+    killed_after: Any,
+    changed: dict[str, Any],
+    message: str,
+) -> None:
+    killed_after(2)
+    with pytest.raises(KilledError):
+        passed(bridges, texts, tmp_path / "work")
+    killed_after(None)
+    with pytest.raises(LrtError, match=message):
+        passed(bridges, texts, tmp_path / "work", **changed)
+    with pytest.raises(LrtError, match="another documents"):
+        passed(bridges, [*texts[:-1], "word1"], tmp_path / "work")
+    with pytest.raises(LrtError, match="another source"):
+        passed((bridges[1], bridges[1]), texts, tmp_path / "work")
+
+
+def test_parts_of_the_text_add_up(bridges: tuple[Any, Any], texts: list[str], tmp_path: Path) -> None:
+    whole = passed(bridges, texts)
+    parts = [passed(bridges, part) for part in (texts[:90], texts[90:])]
+    folders = [part.save(tmp_path / f"part-{number}") for number, part in enumerate(parts)]
+    merged = HarvestedMoments.load(folders[0]).merge(HarvestedMoments.load(folders[1]))
+    assert merged.counts.positions == whole.counts.positions
+    assert merged.counts.documents == 200
+    assert merged.sources == whole.sources
+    found, wanted_parts = (some.parts(some.sources, some.targets[0]) for some in (merged, whole))
+    for ours, theirs in zip(found, wanted_parts, strict=True):
+        assert ours.count == theirs.count
+        for name in ("source_mean", "target_mean", "source_source", "source_target", "target_target"):
+            wanted = getattr(theirs, name)
+            torch.testing.assert_close(getattr(ours, name), wanted, rtol=0, atol=1e-5 * float(wanted.abs().max()))
+
+
+def test_saved_moments_are_the_same_bit_for_bit(bridges: tuple[Any, Any], texts: list[str], tmp_path: Path) -> None:
+    moments = passed(bridges, texts[:40])
+    assert_same(HarvestedMoments.load(moments.save(tmp_path / "moments")), moments)
+    with pytest.raises(ArtifactError, match="exists already"):
+        moments.save(tmp_path / "moments")
+
+
+def test_moments_of_other_models_do_not_merge(bridges: tuple[Any, Any], texts: list[str]) -> None:
+    moments = passed(bridges, texts[:40])
+    swapped = HarvestedMoments(moments.targets, moments.sources, moments.moments, moments.counts)
+    with pytest.raises(MismatchError, match="the moments are of small L1"):
+        moments.merge(swapped)
