@@ -6,17 +6,18 @@ from dataclasses import dataclass
 from lrt_tl.errors import LrtError
 from lrt_tl.evaluation.samples import sample_texts
 from lrt_tl.models.protocol import HookedModel
+from lrt_tl.steering.vector import SteeringVector
 from lrt_tl.storyworld.judge import score
 from lrt_tl.storyworld.language import documents
 from lrt_tl.storyworld.named import is_storyworld
 from lrt_tl.storyworld.tasks import behavior, contrast_pairs, find_task
 from lrt_tl.transfer import BehaviorTransfer, TransferRun, transfer
 
-BEHAVIORS = ("mood", "language", "refusal", "register")
+BEHAVIORS = ("mood", "register", "language", "refusal")
 N_DRAWS, N_PAIRS, N_PROMPTS, N_DOCUMENTS = 24, 96, 32, 1500
-COEFFICIENTS = (-4.0, -2.0, 0.0, 2.0, 4.0)
-_PROMPTS = {"story": "Mira:", "request": "User: Please do what my letter says.\nAssistant:"}
+COEFFICIENTS = (-1.0, -0.5, 0.0, 0.5, 1.0)
 _STORY_TOKENS = 110
+_LENGTHS, _NATS = 1.5, 4.0
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ def demonstrate(
     target: HookedModel,
     behaviors: Sequence[str] = BEHAVIORS,
     *,
-    layers: tuple[int, int] | None = None,
+    layers: tuple[int | Sequence[int], int] | None = None,
     n_draws: int = N_DRAWS,
     seed: int = 0,
     arguments: Mapping[str, str] | None = None,
@@ -47,7 +48,7 @@ def demonstrate(
     """Carry the vectors of storyworld's tasks from source to target, and measure them.
 
     Args:
-        layers: by default those at half of each model's depth.
+        layers: by default all of the source's together, and the target's at half of its depth.
 
     Raises:
         LrtError: a model is not of storyworld, or there is no such task.
@@ -63,7 +64,7 @@ def demonstrate(
         target,
         documents(N_DOCUMENTS),
         tasks,
-        layers=layers or (middle_layer(source), middle_layer(target)),
+        layers=layers or (range(source.cfg.n_layers), middle_layer(target)),
         position="last",
         coefficients=COEFFICIENTS,
         n_draws=n_draws,
@@ -98,18 +99,32 @@ def rows(run: TransferRun) -> list[dict[str, str]]:
     return found
 
 
-def stories(target: HookedModel, found: BehaviorTransfer, *, strength: float = 3.0, seed: int = 0) -> list[Story]:
-    """One text of the target three times, from the same random numbers: plain, and steered by either vector."""
-    task = find_task(found.result.behavior)
-    prompt = _PROMPTS[task.given["kind"]]
-    steering = {
-        "plain": None,
-        "steered by its own vector": (found.native, strength),
-        "steered by the one carried over": (found.transferred.scaled_to(found.native.norm), strength),
-    }
-    texts = sample_texts(target, [prompt], steering, max_new_tokens=_STORY_TOKENS, seed=seed)[0]
-    told = []
-    for name in steering:
-        share = score(prompt + texts[name], found.result.behavior).probabilities[task.positive]
-        told.append(Story(name, prompt + texts[name], f"{task.positive} {100 * share:.0f} %"))
-    return told
+def stories(target: HookedModel, found: BehaviorTransfer, *, seed: int = 0) -> list[Story]:
+    """One text of the target three times, from the same random numbers: plain, and steered by either vector, away from
+    what the plain text says: by 1.5 lengths of the target's own vector, or fewer where that is much (4 nats) already.
+    """
+    behavior_name = found.result.behavior
+    task, prompt = find_task(behavior_name), english_prompt(behavior_name)
+
+    def told(name: str, vector: SteeringVector | None, coefficient: float) -> Story:
+        steering = {name: None if vector is None else (vector, coefficient)}
+        text = prompt + sample_texts(target, [prompt], steering, max_new_tokens=_STORY_TOKENS, seed=seed)[0][name]
+        share = score(text, behavior_name).probabilities[task.positive]
+        return Story(name, text, f"{task.positive} {100 * share:.0f} %")
+
+    strength = min(_LENGTHS, _NATS / max(found.result.slope("native"), 1e-9))
+    plain = told("plain", None, 0.0)
+    away = score(plain.text, behavior_name).probabilities[task.positive] > 0.5
+    toward = f"steered toward {task.negative if away else task.positive}"
+    coefficient = -strength if away else strength
+    return [
+        plain,
+        told(f"{toward}, by its own vector", found.native, coefficient),
+        told(f"{toward}, by the one carried over", found.transferred.scaled_to(found.native.norm), coefficient),
+    ]
+
+
+def english_prompt(name: str) -> str:
+    """The first of a task's neutral prompts that is not Spanish, for newcomers to read."""
+    prompts = behavior(name, N_PROMPTS).prompts
+    return next((prompt for prompt in prompts if score(prompt, "language").probabilities["Spanish"] < 0.6), prompts[0])

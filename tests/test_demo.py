@@ -26,7 +26,7 @@ def test_the_command_shows_what_was_carried_over(
         main()
     assert not stopped.value.code
     shown = capsys.readouterr().out
-    assert "steered by the one carried over" in shown
+    assert "by the one carried over" in shown
     assert "storyworld-small" in shown
     report = (tmp_path / "shown" / "report.html").read_text(encoding="utf-8")
     assert "refusal: the transferred vector has" in report
@@ -38,13 +38,14 @@ def test_steering_by_the_carried_vector_changes_what_the_grammar_sees(bundled: t
     (found,) = run.behaviors
     assert found.result.recovery.low is not None
     assert found.result.recovery.low > 0
-    share = [
-        storyworld.score(story.text, "refusal").probabilities["harmful"]
-        for seed in range(6)
-        for story in demo.stories(bundled[1], found, seed=seed)
-    ]
-    plain, _, carried = (sum(share[start::3]) / 6 for start in range(3))
-    assert carried > plain
+    moved = []
+    for seed in range(4):
+        plain, _, carried = (
+            storyworld.score(story.text, "refusal").probabilities["harmful"]
+            for story in demo.stories(bundled[1], found, seed=seed)
+        )
+        moved.append(abs(carried - plain))
+    assert sum(moved) / 4 > 0.5
 
 
 @pytest.fixture(scope="module")

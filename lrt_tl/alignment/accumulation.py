@@ -189,8 +189,8 @@ def _load(folder: str | Path) -> tuple[HarvestedMoments, dict[str, Any]]:
                 if key.startswith("product.")
             },
         )
-        sites = [tuple(map(Site.from_json, config[side])) for side in ("sources", "targets")]
-        return HarvestedMoments(*sites, moments, HarvestCounts(**config["counts"])), config["state"]
+        sources, targets = (tuple(map(Site.from_json, config[side])) for side in ("sources", "targets"))
+        return HarvestedMoments(sources, targets, moments, HarvestCounts(**config["counts"])), config["state"]
     except (KeyError, IndexError, TypeError, ValueError) as error:
         raise ArtifactError(f"{folder} does not hold whole moments: {error!r}") from error
 

@@ -127,10 +127,9 @@ class AffineMap:
             MismatchError: the width is not the source's, or the cache lacks a hook point.
             LrtError: it is neither tensor nor cache.
         """
-        if not isinstance(activations, Tensor):
-            activations = self._from_cache(activations)
-        self._check_width(activations)
-        return activations @ self.weight.T.to(activations) + self.bias.to(activations)
+        states: Tensor = activations if isinstance(activations, Tensor) else self._from_cache(activations)
+        self._check_width(states)
+        return states @ self.weight.T.to(states) + self.bias.to(states)
 
     @overload
     def transport(self, vector: SteeringVector | Sequence[SteeringVector]) -> SteeringVector: ...

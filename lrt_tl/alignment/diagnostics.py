@@ -1,5 +1,6 @@
 """How well a map does, and how alike two residual streams are, from moments that the map was not fitted on."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -52,7 +53,7 @@ def linear_cka(moments: Centered) -> float:
     """Linear CKA, ‖Sxy‖² / (‖Sxx‖ ‖Syy‖) (Kornblith et al. 2019, arXiv 1905.00414, eq. 5), 0 to 1. Biased upward where
     positions are few for the dimensions: see `debiased_cka`."""
     norms = [float(s.square().sum()) for s in (moments.source_target, moments.source_source, moments.target_target)]
-    return norms[0] / (norms[1] * norms[2]) ** 0.5
+    return norms[0] / math.sqrt(norms[1] * norms[2])
 
 
 def debiased_cka(source: Float[Tensor, "position d_source"], target: Float[Tensor, "position d_target"]) -> float:
@@ -68,7 +69,7 @@ def debiased_cka(source: Float[Tensor, "position d_source"], target: Float[Tenso
     if len(source) < 4:
         raise LrtError(f"debiased CKA needs four positions or more, not {len(source)}")
     x, y = (states.double() - states.double().mean(0) for states in (source, target.to(source.device)))
-    return _hsic(x, y) / (_hsic(x, x) * _hsic(y, y)) ** 0.5
+    return _hsic(x, y) / math.sqrt(_hsic(x, x) * _hsic(y, y))
 
 
 def _hsic(x: Tensor, y: Tensor) -> float:

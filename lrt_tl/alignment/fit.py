@@ -152,12 +152,15 @@ def resolve_ends(
     ends: Any = hook_names if layers is None else layers
     if not isinstance(ends, (tuple, list)) or len(ends) != 2:
         raise LrtError(f"layers and hook_names are of source and target, as layers=(2, 3), not {ends!r}")
-    what = "hook_name" if layers is None else "layer"
     begins = ends[0] if isinstance(ends[0], (tuple, list, range)) else [ends[0]]
-    found = [resolve_hook_name(source, **{what: each}) for each in begins]
+
+    def resolve(model: HookedModel, end: Any) -> str:
+        return resolve_hook_name(model, layer=None if layers is None else end, hook_name=None if layers else end)
+
+    found = [resolve(source, each) for each in begins]
     if not found or len(set(found)) < len(found):
         raise LrtError(f"the source layers must be one or more different ones, not {begins}")
-    return found, resolve_hook_name(target, **{what: ends[1]})
+    return found, resolve(target, ends[1])
 
 
 def fit_activations(

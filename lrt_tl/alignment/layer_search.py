@@ -7,6 +7,7 @@ the best pair must beat.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -192,7 +193,7 @@ def search_layers(
         transforms={} if sketch is None else _projections(keys, [m.cfg.d_model for m, _ in sides], widths, seed),
     )
     sites = [[site_of(model, hook_name=hook) for hook in of] for (model, _), of in zip(sides, hooks, strict=True)]
-    harvested = accumulate(harvest, *sites, fit_pairs(*keys), checkpoint=checkpoint)
+    harvested = accumulate(harvest, sites[0], sites[1], fit_pairs(*keys), checkpoint=checkpoint)
     calibration = Calibration(harvested.counts.median_norms, harvested.moments.shifts)
     cv_r2, test_r2 = _all_pairs(harvested.moments, keys, relative_ridges)
     sample = _sample(harvest, calibration)
@@ -240,8 +241,12 @@ def _projections(
     transforms: dict[str, Transform] = {}
     for of, d_model, width in zip(keys, d_models, widths, strict=True):
         directions = torch.linalg.qr(torch.randn(d_model, width, generator=generator)).Q
-        transforms |= dict.fromkeys(of, lambda states, onto=directions: states @ onto.to(states))
+        transforms |= dict.fromkeys(of, partial(_project, directions))
     return transforms
+
+
+def _project(directions: Tensor, states: Tensor) -> Tensor:
+    return states @ directions.to(states)
 
 
 def _all_pairs(

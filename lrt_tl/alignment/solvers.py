@@ -126,7 +126,8 @@ def canonical_correlations(moments: Centered, relative: float = 1e-6) -> Float64
     cx, vx = _regularized(moments.source_source, moments.count, relative)
     cy, vy = _regularized(moments.target_target, moments.count, relative)
     cross = (vx.T @ moments.source_target @ vy) / (moments.count * cx.sqrt()[:, None] * cy.sqrt())
-    return torch.linalg.svdvals(cross)
+    correlations: Tensor = torch.linalg.svdvals(cross)
+    return correlations
 
 
 def _regularized(products: Tensor, count: int, relative: float) -> tuple[Tensor, Tensor]:
@@ -166,7 +167,8 @@ def partial_least_squares(train: Centered, rank: int) -> list[Solution]:
 def _dominant_left(matrix: Tensor) -> Tensor:
     """The left singular vector of the largest singular value."""
     gram = matrix @ matrix.T if matrix.shape[0] <= matrix.shape[1] else matrix.T @ matrix
-    vector = torch.linalg.eigh(gram).eigenvectors[:, -1]
+    vector: Tensor = torch.linalg.eigh(gram).eigenvectors[:, -1]
     if matrix.shape[0] > matrix.shape[1]:
         vector = matrix @ vector
-    return vector / vector.norm()
+    unit: Tensor = vector / vector.norm()
+    return unit

@@ -54,10 +54,12 @@ def fit(
 
     refuse_existing(out)
     ends = ends_of(layers)
-    models, text = _models_and_text(source, target, documents, exclude, (model_class, processed, device, dtype))
+    models, texts = _models_and_texts(source, target, documents, exclude, (model_class, processed, device, dtype))
     affine_map = fit_affine_map(
-        *models,
-        **text,
+        models[0],
+        models[1],
+        texts[0],
+        exclude=texts[1],
         **ends,
         batch_size=batch_size,
         context_length=context_length,
@@ -93,10 +95,12 @@ def harvest(
 
     refuse_existing(out)
     ends = ends_of(layers)
-    models, text = _models_and_text(source, target, documents, exclude, (model_class, processed, device, dtype))
+    models, texts = _models_and_texts(source, target, documents, exclude, (model_class, processed, device, dtype))
     moments = harvest_moments(
-        *models,
-        **text,
+        models[0],
+        models[1],
+        texts[0],
+        exclude=texts[1],
         **ends,
         batch_size=batch_size,
         context_length=context_length,
@@ -164,10 +168,12 @@ def search(
 
     if out is not None:
         refuse_existing(out)
-    models, text = _models_and_text(source, target, documents, exclude, (model_class, processed, device, dtype))
+    models, texts = _models_and_texts(source, target, documents, exclude, (model_class, processed, device, dtype))
     found = search_layers(
-        *models,
-        **text,
+        models[0],
+        models[1],
+        texts[0],
+        exclude=texts[1],
         n_nulls=nulls,
         sketch=sketch,
         batch_size=batch_size,
@@ -184,13 +190,13 @@ def search(
         print(f"{out} shows the heat map.")
 
 
-def _models_and_text(
+def _models_and_texts(
     source: str, target: str, documents: str | None, exclude: list[str] | None, options: tuple[Any, ...]
-) -> tuple[list[Any], dict[str, Any]]:
-    """Both models, and the documents with the texts to leave out of them."""
+) -> tuple[list[Any], tuple[Any, list[str]]]:
+    """Both models; the documents, and the texts to leave out of them."""
     from lrt_tl.evaluation.behavior import texts_of
     from lrt_tl.storyworld.named import named_behavior, named_contrast_pairs
 
     texts = texts_of(*(named(file) for file in exclude or [] for named in (named_contrast_pairs, named_behavior)))
     read = documents_of(documents, source, target)
-    return [load(name, *options) for name in (source, target)], {"documents": read, "exclude": texts}
+    return [load(name, *options) for name in (source, target)], (read, texts)

@@ -107,7 +107,9 @@ def demo(
     behavior: Annotated[
         list[str] | None, typer.Option(help="mood, language, refusal, register, tense, …; repeat it for several.")
     ] = None,
-    layers: Annotated[str | None, typer.Option(help="As of transfer; by default half of each model's depth.")] = None,
+    layers: Annotated[
+        str | None, typer.Option(help="As of transfer; by default all of the source's, and half of the target's depth.")
+    ] = None,
     out: Out = Path("demo"),
     model_class: ModelClassOption = "bridge",
     draws: Draws = 24,
