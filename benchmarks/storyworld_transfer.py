@@ -21,7 +21,7 @@ PAIRS = (
     ("medium-early", "large"),
     ("medium-foreign", "large"),
 )
-N_DRAWS = 64
+N_DRAWS = 24
 
 
 def figures(source: str, target: str, run: TransferRun, seconds: float) -> list[dict[str, Any]]:

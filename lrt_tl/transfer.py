@@ -20,6 +20,7 @@ from lrt_tl.evaluation.evaluate import TransferResult, evaluate_transfer
 from lrt_tl.evaluation.report import BehaviorSection, render_report
 from lrt_tl.evaluation.samples import sample_texts
 from lrt_tl.models.hook_names import check_writable, layer_of
+from lrt_tl.models.identity import describe_sites
 from lrt_tl.models.protocol import HookedModel
 from lrt_tl.steering.contrast import read_contrast_pairs
 from lrt_tl.steering.extraction import TextPosition, mean_difference
@@ -93,7 +94,7 @@ class TransferRun:
         sections = [BehaviorSection(b.result, b.samples, b.sample_coefficient) for b in self.behaviors]
         target = self.affine_map.target
         return render_report(
-            f"From {' + '.join(map(str, self.affine_map.sources))} to {target}",
+            f"From {describe_sites(self.affine_map.sources)} to {target}",
             sections,
             target="the target" if target.model is None else target.model.name,
             map_table=self.affine_map.summary(),

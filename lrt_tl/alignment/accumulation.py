@@ -15,7 +15,7 @@ from lrt_tl.alignment.harvest import Calibration, Harvest, HarvestCounts
 from lrt_tl.alignment.moments import Centered, Moments, Pair
 from lrt_tl.artifacts import load_artifact, save_artifact
 from lrt_tl.errors import ArtifactError, LrtError, MismatchError
-from lrt_tl.models.identity import ModelIdentity, Site, require_same_model
+from lrt_tl.models.identity import ModelIdentity, Site, describe_sites, require_same_model
 from lrt_tl.text.documents import N_SPLITS, hash_of
 
 KIND = "harvested_moments"
@@ -68,7 +68,7 @@ class HarvestedMoments:
         return _load(folder)[0]
 
     def __repr__(self) -> str:
-        ends = " → ".join(", ".join(map(str, sites)) for sites in (self.sources, self.targets))
+        ends = " → ".join(map(describe_sites, (self.sources, self.targets)))
         return f"HarvestedMoments({ends}, {self.counts.positions:,} positions of {self.counts.documents:,} documents)"
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lrt_tl.artifacts import load_artifact, save_artifact
 from lrt_tl.errors import ArtifactError, LrtError, MismatchError
-from lrt_tl.models.identity import Site, require_same_model
+from lrt_tl.models.identity import Site, describe_sites, require_same_model
 from lrt_tl.steering.vector import SteeringVector
 from lrt_tl.tables import html_table
 
@@ -218,7 +218,7 @@ class AffineMap:
         }
 
     def _from(self) -> str:
-        return " + ".join(map(str, self.sources))
+        return describe_sites(self.sources)
 
     def _from_cache(self, cache: Any) -> Tensor:
         if not hasattr(cache, "keys"):

@@ -10,7 +10,7 @@ classes of model, and is read off the weights, since nothing else records what w
 import hashlib
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
@@ -80,6 +80,15 @@ class Site:
     def from_json(cls, value: dict[str, Any]) -> "Site":
         model = None if value["model"] is None else ModelIdentity.from_json(value["model"])
         return cls(value["hook_name"], value["d_model"], model)
+
+
+def describe_sites(sites: Sequence[Site]) -> str:
+    """`small L2`; several of one model as `small L0 + L1 + L2`."""
+    names = [str(site) for site in sites]
+    model = names[0].rsplit(" L", 1)[0]
+    if any(name.rsplit(" L", 1)[0] != model for name in names):
+        return " + ".join(names)
+    return " + ".join([names[0], *(name.removeprefix(f"{model} ") for name in names[1:])])
 
 
 def site_of(model: HookedModel, *, layer: int | None = None, hook_name: str | None = None) -> Site:

@@ -100,7 +100,7 @@ def test_a_map_from_two_layers_takes_a_vector_of_each_in_any_order() -> None:
         carried = both.transport(vectors)
         torch.testing.assert_close(carried.direction, wanted)
         assert carried.provenance["transported_from"] == "small L0, small L1"
-    assert repr(both).startswith("AffineMap(small L0 + small L1 → large L0, 6→2")
+    assert repr(both).startswith("AffineMap(small L0 + L1 → large L0, 6→2")
 
 
 @pytest.mark.parametrize("hooks", [[1], [1, 1], [0, 1, 1], []])
