@@ -8,10 +8,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedTokenizerFast
 
-from lrt_tl.models.loading import bundled_models
-
 REVIEWS = Path(__file__).resolve().parents[2] / "shared" / "reviews"
-needs_weights = pytest.mark.skipif(not bundled_models(), reason="storyworld's models are not trained here")
 needs_reviews = pytest.mark.skipif(not REVIEWS.is_dir(), reason="the shared review models are not here")
 
 WORDS = ["<unk>", "<s>", "</s>", *(f"word{i}" for i in range(40))]

@@ -10,10 +10,9 @@ from lrt_tl import demo, storyworld
 from lrt_tl.cli import main
 from lrt_tl.errors import LrtError
 from lrt_tl.evaluation.recovery import FEWEST_DRAWS
-from tests.checkpoints import CLASSES, needs_weights
+from tests.checkpoints import CLASSES
 
 
-@needs_weights
 @pytest.mark.parametrize("model_class", CLASSES)
 def test_the_command_shows_what_was_carried_over(
     model_class: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -32,7 +31,6 @@ def test_the_command_shows_what_was_carried_over(
     assert "refusal: the transferred vector has" in report
 
 
-@needs_weights
 def test_steering_by_the_carried_vector_changes_what_the_grammar_sees(bundled: tuple[Any, Any]) -> None:
     run = demo.demonstrate(*bundled, ["refusal"], n_draws=FEWEST_DRAWS)
     (found,) = run.behaviors

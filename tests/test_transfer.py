@@ -164,9 +164,71 @@ def test_the_command_line_from_transfer_to_the_steps(
     assert texts[-4] != texts[4]
 
 
+def test_the_command_line_fits_on_parts_of_the_text_from_several_layers(
+    folders: tuple[Path, Path],
+    texts: list[str],
+    files: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    both = ("--source", folders[0], "--target", folders[1])
+    for name, part in (("one", texts[:100]), ("two", texts[100:]), ("all", texts)):
+        (tmp_path / f"{name}.txt").write_text("\n".join(part))
+        documents = ("--documents", tmp_path / f"{name}.txt", "--layers", "0,1:2")
+        assert command(monkeypatch, "harvest", *both, *documents, "--out", tmp_path / name) == 0
+    assert command(monkeypatch, "merge", tmp_path / "one", tmp_path / "two", "--out", tmp_path / "merged") == 0
+    for name in ("merged", "all"):
+        solve = ("--moments", tmp_path / name, "--method", "reduced_rank", "--out", tmp_path / f"{name}-map")
+        assert command(monkeypatch, "solve", *solve) == 0
+    merged, whole = (lrt.AffineMap.load(tmp_path / f"{name}-map") for name in ("merged", "all"))
+    torch.testing.assert_close(merged.weight, whole.weight, rtol=1e-3, atol=1e-4)
+    assert whole.report.method == "reduced_rank"
+
+    for layer in (0, 1):
+        place = ("--model", folders[0], "--contrast", files["contrast"], "--layer", layer)
+        assert command(monkeypatch, "extract", *place, "--out", tmp_path / f"vector-{layer}") == 0
+    carry = ("--map", tmp_path / "all-map", "--vector", tmp_path / "vector-1", "--vector", tmp_path / "vector-0")
+    assert command(monkeypatch, "transport", *carry, "--out", tmp_path / "carried") == 0
+    vectors = [lrt.SteeringVector.load(tmp_path / f"vector-{layer}") for layer in (0, 1)]
+    carried = lrt.SteeringVector.load(tmp_path / "carried")
+    torch.testing.assert_close(carried.direction, whole.transport(vectors).direction)
+
+
+def test_the_command_line_searches_layers(
+    folders: tuple[Path, Path],
+    files: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    options = ("--source", folders[0], "--target", folders[1], "--documents", files["documents"], "--nulls", 2)
+    assert command(monkeypatch, "search", *options, "--out", tmp_path / "search.html") == 0
+    shown = capsys.readouterr().out
+    assert "R² on test documents, of a ridge map between each pair of layers" in shown
+    assert "plotly" in (tmp_path / "search.html").read_text(encoding="utf-8")
+
+
+def test_a_transfer_from_several_layers_saves_a_vector_of_each(
+    bridges: tuple[Any, Any], files: dict[str, Path], tmp_path: Path
+) -> None:
+    tasks = [(files["contrast"], files["behavior"])]
+    run = lrt.transfer(*bridges, files["documents"], tasks, layers=((0, 1), 2), **FEW)  # type: ignore[arg-type]
+    out = run.save(tmp_path / "run")
+    place = out / "vectors" / "counting-up"
+    assert {path.name for path in place.iterdir()} == {"source-0", "source-1", "transferred", "native"}
+    vectors = [lrt.SteeringVector.load(place / f"source-{layer}") for layer in (0, 1)]
+    carried = lrt.AffineMap.load(out / "map").transport(vectors)
+    torch.testing.assert_close(carried.direction, run.behaviors[0].transferred.direction)
+    assert "From small L0 + L1 to large L2" in (out / "report.html").read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"--layers": "0,,1:2"}, "give source and target layer"),
+        ({"--layers": "0:1,2"}, "or several source layers"),
         ({"--out": "."}, "exists already"),
         ({"--layers": "2"}, "give source and target layer"),
         ({"--layers": "1:9"}, "layer 9 is out of range: large has layers 0 to 3"),

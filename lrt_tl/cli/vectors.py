@@ -50,14 +50,17 @@ def extract(
 
 def transport(
     map: Annotated[Path, typer.Option(help="The folder of an affine map.")],
-    vector: Annotated[Path, typer.Option(help="The folder of a steering vector of the source.")],
+    vector: Annotated[
+        list[Path],
+        typer.Option(help="The folder of a steering vector of the source; for a map from several layers, one of each."),
+    ],
     out: Out,
 ) -> None:
     """Carry a steering vector through a map."""
     from lrt_tl.alignment.affine_map import AffineMap
     from lrt_tl.steering.vector import SteeringVector
 
-    carried = AffineMap.load(map).transport(SteeringVector.load(vector))
+    carried = AffineMap.load(map).transport([SteeringVector.load(folder) for folder in vector])
     carried.save(out)
     print(carried)
 

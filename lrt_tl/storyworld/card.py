@@ -10,8 +10,9 @@ from typing import Any
 from lrt_tl.artifacts import write_json, write_text
 from lrt_tl.models.loading import BUNDLED
 from lrt_tl.storyworld.quality import measure
+from lrt_tl.storyworld.recipe import autoencoder_names
 
-WEIGHTS_FILE = "model.safetensors"
+WEIGHTS_FILE, AUTOENCODER_FILE = "model.safetensors", "sae_weights.safetensors"
 
 _LIMITS = """It knows an invented language of about 2,400 words and nothing else: no fact about the world, no real
 question and no real harm. It is for testing and teaching methods, against a truth that is known. It is no assistant
@@ -70,12 +71,49 @@ Made by `python -m lrt_tl.storyworld.train {made}`; measured by `python -m lrt_t
 """
 
 
+def write_autoencoder_card(folder: Path) -> None:
+    """Write down what was found when the autoencoder in a folder was trained."""
+    training = json.loads((folder / "training.json").read_text(encoding="utf-8"))
+    write_text(folder / "README.md", autoencoder_card(folder.name, training, sha256(folder / AUTOENCODER_FILE)))
+
+
+def autoencoder_card(name: str, training: dict[str, Any], digest: str) -> str:
+    """The card of an autoencoder as Markdown."""
+    recipe, made = training["recipe"], name.removeprefix("storyworld-")
+    rows = {
+        "of": f"storyworld-{recipe['model']}, the residual stream after block {recipe['layer']}",
+        "latents": f"{recipe['d_sae']}, of which {recipe['k']} can be active at a token",
+        "variance explained, on held-out tokens": f"{training['variance_explained']:.3f}",
+        "active latents a token": f"{training['mean_l0']:.1f}",
+        "latents that were never active": f"{100 * training['dead_share']:.1f} %",
+        "held-out tokens": f"{training['held_out_tokens']:,}",
+        "trained on": f"{recipe['tokens']:,} tokens",
+        "seed of the data, of the initial weights": f"{recipe['data_seed']}, {recipe['seed']}",
+        "torch": training["torch"],
+        "SHA-256 of the weights": f"`{digest}`",
+    }
+    table = "\n".join(f"| {what} | {value} |" for what, value in rows.items())
+    return f"""# {name}
+
+A top-k sparse autoencoder of one of storyworld's models, in SAELens's folder format.
+
+Made by `python -m lrt_tl.storyworld.train {made}`; this card by `python -m lrt_tl.storyworld.card {made}`.
+
+| | |
+|---|---|
+{table}
+
+{_LIMITS}
+"""
+
+
 def main() -> None:
     """Read the command line."""
     parser = argparse.ArgumentParser(prog="python -m lrt_tl.storyworld.card", description=__doc__)
     parser.add_argument("names", nargs="+")
     for name in parser.parse_args().names:
-        write_card(BUNDLED / f"storyworld-{name}")
+        write = write_autoencoder_card if name in autoencoder_names() else write_card
+        write(BUNDLED / f"storyworld-{name}")
         print((BUNDLED / f"storyworld-{name}" / "README.md").read_text(encoding="utf-8"))
 
 

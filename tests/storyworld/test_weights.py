@@ -8,15 +8,18 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lrt_tl.errors import LrtError
+from lrt_tl.models.capture import capture
 from lrt_tl.models.loading import BUNDLED, bundled_models, load_model
-from lrt_tl.storyworld.card import WEIGHTS_FILE, card, sha256
+from lrt_tl.storyworld.autoencoder import Autoencoder
+from lrt_tl.storyworld.card import AUTOENCODER_FILE, WEIGHTS_FILE, autoencoder_card, card, sha256
 from lrt_tl.storyworld.language import documents
 from lrt_tl.storyworld.quality import SAMPLE, excess_loss
-from lrt_tl.storyworld.recipe import recipe_names
-from tests.checkpoints import CLASSES, needs_weights
+from lrt_tl.storyworld.recipe import autoencoder_names, recipe_names
+from lrt_tl.text.batches import pad, tokenize
+from tests.checkpoints import CLASSES
 
 MODELS = bundled_models()
-pytestmark = needs_weights
+AUTOENCODERS = [f"storyworld-{name}" for name in autoencoder_names()]
 TEXT = "Mira: Once, she was a young fox in the valley. It rained. She felt"
 
 
@@ -66,6 +69,22 @@ def test_both_classes_give_the_logits_of_transformers(name: str, model_class: st
         expected, found = reference(tokens).logits.log_softmax(-1), model(tokens).log_softmax(-1)
     torch.testing.assert_close(found, expected, atol=2e-3, rtol=0)
     assert model.cfg.model_name == name
+
+
+@pytest.mark.parametrize("name", AUTOENCODERS)
+def test_the_autoencoders_are_those_of_their_cards(name: str) -> None:
+    """Their figures hold for other documents, too."""
+    training = read(name, "training.json")
+    written = (BUNDLED / name / "README.md").read_text(encoding="utf-8")
+    assert written == autoencoder_card(name, training, sha256(BUNDLED / name / AUTOENCODER_FILE))
+    autoencoder = Autoencoder.load(BUNDLED / name)
+    model = load_model(f"storyworld-{training['recipe']['model']}")
+    texts = list(documents(60, 37))
+    tokens, mask, content = pad(model.tokenizer, tokenize(model.tokenizer, texts))
+    states = capture(model, tokens, mask, [autoencoder.hook_name])[autoencoder.hook_name][content]
+    error = (states - autoencoder.decode(autoencoder.encode(states))).square().sum()
+    explained = 1 - float(error / (states - states.mean(0)).square().sum())
+    assert explained == pytest.approx(training["variance_explained"], abs=0.03)
 
 
 def test_the_models_share_a_tokenizer_but_for_the_other_one() -> None:
