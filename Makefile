@@ -6,13 +6,12 @@ TRANSFORMER_LENS ?= 3.9.0
 PIP_ARGS ?=
 PYTEST_ARGS ?= --numprocesses 2 --dist loadfile
 OUT ?= demo
+DEMO_ARGS ?=
 
 INSTALLED := $(VENV)/.installed
-DEMO_NEEDS := SOURCE TARGET DOCUMENTS CONTRAST BEHAVIOR LAYERS
-DEMO_LACKS := $(strip $(foreach name,$(DEMO_NEEDS),$(if $($(name)),,$(name))))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-usage test check clean
+.PHONY: help demo test check clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 8
@@ -20,15 +19,12 @@ help: ## list the targets
 	@echo "Variables: PYTHON=$(PYTHON)  VENV=$(VENV)  TRANSFORMER_LENS=$(TRANSFORMER_LENS)"
 	@echo "           PIP_ARGS, given to pip install (say, an index with the torch build for your machine)"
 	@echo "           PYTEST_ARGS=$(PYTEST_ARGS)"
+	@echo "           DEMO_ARGS, given to lrt-tl demo (say, --source medium --behavior mood)"
 
-demo: $(if $(DEMO_LACKS),demo-usage,$(INSTALLED)) ## carry a steering vector between two model folders
-	$(VENV)/bin/lrt-tl transfer --source '$(SOURCE)' --target '$(TARGET)' --documents '$(DOCUMENTS)' \
-	  --contrast '$(CONTRAST)' --behavior '$(BEHAVIOR)' --layers '$(LAYERS)' --out '$(OUT)'
-
-demo-usage:
-	@echo "make demo still needs $(DEMO_LACKS). In full:" >&2
-	@echo "  make demo SOURCE=folder TARGET=folder DOCUMENTS=file CONTRAST=file BEHAVIOR=file LAYERS=pairs [OUT=demo]" >&2
-	@exit 2
+# What an earlier demonstration left is replaced; a folder that is none is refused by the command itself.
+demo: $(INSTALLED) ## carry vectors from a small model to a large one, both bundled, and show what they do
+	@if test -f '$(OUT)/summary.json' && test -f '$(OUT)/report.html'; then rm -r '$(OUT)'; fi
+	HF_HUB_OFFLINE=1 $(VENV)/bin/lrt-tl demo --out '$(OUT)' $(DEMO_ARGS)
 
 # One thread a worker: workers that each start a thread a core wait for one another most of the time.
 test: $(INSTALLED) ## run the tests, offline

@@ -88,7 +88,7 @@ def rows(run: TransferRun) -> list[dict[str, str]]:
         shuffled = result.control_slopes("shuffled_map")
         found.append(
             {
-                "to make the target's text": find_task(result.behavior).positive,
+                "to make the target's text": _said(result.behavior, find_task(result.behavior).positive),
                 "target's own vector": f"{result.slope('native'):+.2f}",
                 "carried over": f"{result.slope('transferred'):+.2f}",
                 "strongest random": f"{max(random.tolist(), key=abs):+.2f}",
@@ -110,12 +110,12 @@ def stories(target: HookedModel, found: BehaviorTransfer, *, seed: int = 0) -> l
         steering = {name: None if vector is None else (vector, coefficient)}
         text = prompt + sample_texts(target, [prompt], steering, max_new_tokens=_STORY_TOKENS, seed=seed)[0][name]
         share = score(text, behavior_name).probabilities[task.positive]
-        return Story(name, text, f"{task.positive} {100 * share:.0f} %")
+        return Story(name, text, f"{_said(behavior_name, task.positive)} {100 * share:.0f} %")
 
     strength = min(_LENGTHS, _NATS / max(found.result.slope("native"), 1e-9))
     plain = told("plain", None, 0.0)
     away = score(plain.text, behavior_name).probabilities[task.positive] > 0.5
-    toward = f"steered toward {task.negative if away else task.positive}"
+    toward = f"steered toward {_said(behavior_name, task.negative if away else task.positive)}"
     coefficient = -strength if away else strength
     return [
         plain,
@@ -128,3 +128,8 @@ def english_prompt(name: str) -> str:
     """The first of a task's neutral prompts that is not Spanish, for newcomers to read."""
     prompts = behavior(name, N_PROMPTS).prompts
     return next((prompt for prompt in prompts if score(prompt, "language").probabilities["Spanish"] < 0.6), prompts[0])
+
+
+def _said(name: str, value: str) -> str:
+    """A value in words for newcomers: what is harmful is refused."""
+    return {"harmful": "refusing", "harmless": "complying"}[value] if name == "refusal" else value
