@@ -11,6 +11,7 @@ from lrt_tl.storyworld.judge import score
 from lrt_tl.storyworld.language import documents
 from lrt_tl.storyworld.named import is_storyworld
 from lrt_tl.storyworld.tasks import behavior, contrast_pairs, find_task
+from lrt_tl.text.positions import Positions
 from lrt_tl.transfer import BehaviorTransfer, TransferRun, transfer
 
 BEHAVIORS = ("mood", "register", "language", "refusal")
@@ -102,13 +103,17 @@ def rows(run: TransferRun) -> list[dict[str, str]]:
 def stories(target: HookedModel, found: BehaviorTransfer, *, seed: int = 0) -> list[Story]:
     """One text of the target three times, from the same random numbers: plain, and steered by either vector, away from
     what the plain text says: by 1.5 lengths of the target's own vector, or fewer where that is much (4 nats) already.
+    A story is steered at every word, an answer by its request alone, since its first word decides it.
     """
     behavior_name = found.result.behavior
     task, prompt = find_task(behavior_name), english_prompt(behavior_name)
 
+    positions: Positions = "prompt" if task.given["kind"] == "request" else "all"
+
     def told(name: str, vector: SteeringVector | None, coefficient: float) -> Story:
         steering = {name: None if vector is None else (vector, coefficient)}
-        text = prompt + sample_texts(target, [prompt], steering, max_new_tokens=_STORY_TOKENS, seed=seed)[0][name]
+        written = sample_texts(target, [prompt], steering, max_new_tokens=_STORY_TOKENS, positions=positions, seed=seed)
+        text = prompt + written[0][name]
         share = score(text, behavior_name).probabilities[task.positive]
         return Story(name, text, f"{_said(behavior_name, task.positive)} {100 * share:.0f} %")
 

@@ -202,11 +202,11 @@ def test_the_command_line_searches_layers(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setenv("COLUMNS", "200")
     options = ("--source", folders[0], "--target", folders[1], "--documents", files["documents"], "--nulls", 2)
     assert command(monkeypatch, "search", *options, "--out", tmp_path / "search.html") == 0
     shown = capsys.readouterr().out
-    assert "R² on test documents, of a ridge map between each pair of layers" in shown
+    assert "R² on test documents, of" in shown
+    assert "best pair" in shown
     assert "plotly" in (tmp_path / "search.html").read_text(encoding="utf-8")
 
 
