@@ -248,6 +248,7 @@ def _harvest_table(affine_map: AffineMap) -> dict[str, str]:
         "documents left out, for they contain a contrast or behavior text": f"{counts['documents_excluded']:,}",
         "tokens cut off": f"{counts['tokens_truncated']:,}",
         "positions kept": f"{counts['positions']:,} (the map is fitted on {affine_map.report.tokens:,} of them)",
+        "tokens of the source that pair with none of the target": f"{counts['tokens_unpaired']:,}",
         "special tokens left out": f"{counts['special_dropped']:,}",
         "sinks left out (norm over 10× the median)": f"{counts['sinks_dropped']:,}",
         **{f"median norm, {name}": f"{norm:.1f}" for name, norm in counts["median_norms"].items()},

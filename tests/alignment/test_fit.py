@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from lrt_tl import storyworld
 from lrt_tl.alignment.affine_map import AffineMap
 from lrt_tl.alignment.fit import RELATIVE_RIDGES, fit_activations, fit_affine_map
 from lrt_tl.errors import LrtError
@@ -287,6 +288,19 @@ def test_a_map_from_several_layers_is_that_of_their_states_side_by_side(
     assert_is(actual, reference.fit(stacked))
     assert [site.hook_name for site in actual.sources] == ["blocks.0.hook_resid_post", "blocks.1.hook_resid_post"]
     assert actual.report.test_r2 > fit_affine_map(*bridges, texts, layers=(1, 2)).report.test_r2 - 0.05
+
+
+def test_words_pair_with_the_byte_pairs_that_end_on_them() -> None:
+    """Every word of storyworld ends a byte-level token."""
+    actual = fit_affine_map(
+        storyworld.load("small"),
+        storyworld.load("large-alt"),
+        storyworld.documents(250, seed=3),
+        layers=((0, 1, 2, 3), 4),
+        batch_size=64,
+    )
+    assert actual.report.harvest["tokens_unpaired"] == 0
+    assert actual.report.test_r2 > 0.6
 
 
 @pytest.mark.parametrize("layers", [((), 2), ((1, 1), 2)])
