@@ -11,6 +11,7 @@ from typing import Any
 
 from lrt_tl.alignment.affine_map import AffineMap
 from lrt_tl.alignment.fit import fit_affine_map, resolve_ends
+from lrt_tl.alignment.selection import Method
 from lrt_tl.artifacts import new_folder, write_json, write_text
 from lrt_tl.errors import LrtError
 from lrt_tl.evaluation.behavior import Behavior, read_behavior, texts_of
@@ -118,6 +119,7 @@ def transfer(
     *,
     layers: tuple[int | Sequence[int], int] | None = None,
     hook_names: tuple[str | Sequence[str], str] | None = None,
+    method: Method = "ridge",
     position: TextPosition = "mean",
     coefficients: Sequence[float] = COEFFICIENTS,
     n_draws: int = N_DRAWS,
@@ -138,6 +140,7 @@ def transfer(
             "storyworld:mood" and the like for either.
         layers: source and target layer, or several source layers and the target's; or `hook_names`, of both.
             With several, the source's own slope is that of the last one's vector.
+        method: which map: see `fit_affine_map`.
         position: where the contrast texts' states are read.
         coefficients: in units of the native vector.
         n_draws: random vectors, and shuffled maps.
@@ -168,6 +171,7 @@ def transfer(
         context_length=context_length,
         layout=layout,
         prepend_bos=prepend_bos,
+        method=method,
     )
     neutral = neutral_texts(documents, Exclusion(texts))
     behaviors = []
@@ -199,6 +203,7 @@ def transfer(
     options: dict[str, Any] = {
         "layers": layers,
         "hook_names": hook_names,
+        "method": method,
         "position": position,
         "coefficients": list(coefficients),
     }

@@ -214,7 +214,9 @@ def test_a_transfer_from_several_layers_saves_a_vector_of_each(
     bridges: tuple[Any, Any], files: dict[str, Path], tmp_path: Path
 ) -> None:
     tasks = [(files["contrast"], files["behavior"])]
-    run = lrt.transfer(*bridges, files["documents"], tasks, layers=((0, 1), 2), **FEW)  # type: ignore[arg-type]
+    options: dict[str, Any] = {"layers": ((0, 1), 2), "method": "whitened", **FEW}
+    run = lrt.transfer(*bridges, files["documents"], tasks, **options)
+    assert run.affine_map.report.method == "whitened"
     out = run.save(tmp_path / "run")
     place = out / "vectors" / "counting-up"
     assert {path.name for path in place.iterdir()} == {"source-0", "source-1", "transferred", "native"}

@@ -23,7 +23,9 @@ def shuffled_map_directions(affine_map: AffineMap, n: int, *, seed: int = 0) -> 
     A random permutation of n rows of y gives a cross product Sxy of mean zero and covariance, exactly,
     cov(Sxy[i, j], Sxy[k, l]) = Sxx[i, k] Syy[j, l] / (n − 1), and with n in the thousands it is normal. The vector v
     then lands on Sxyᵀ(Sxx + nλI)⁻¹v, whose covariance is Syy times a number. So the directions are those of N(0, Syy),
-    whatever v is: no harvest and no fit is needed. (Derived for this package; its tests check it against maps that were
+    whatever v is: no harvest and no fit is needed. So it is for a whitened map, which on shuffled rows is a random
+    rotation and then Syy^(½); Procrustes maps and those of low rank lie between these directions and uniform ones or
+    the largest of them. (Derived for this package; its tests check the ridge against maps that were
     fitted on shuffled rows.)
 
     Raises:

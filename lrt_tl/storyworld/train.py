@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from lrt_tl.artifacts import new_folder, refuse_existing, write_json
 from lrt_tl.errors import LrtError
-from lrt_tl.storyworld.autoencoder import make_autoencoder
+from lrt_tl.storyworld.autoencoder_training import make_autoencoder
 from lrt_tl.storyworld.checkpoint import Progress, load_checkpoint, save_checkpoint
 from lrt_tl.storyworld.language import documents, vocabulary
 from lrt_tl.storyworld.packing import Data, Rows, batches, encode, permuted_words, row_length_for

@@ -19,8 +19,16 @@ from transformers import AutoModelForCausalLM
 
 from lrt_tl.errors import ArtifactError, LrtError, MismatchError
 from lrt_tl.models.loading import load_model
-from lrt_tl.storyworld import autoencoder as module
-from lrt_tl.storyworld.autoencoder import Autoencoder, fit, make_autoencoder, quality, states_of, train_autoencoder
+from lrt_tl.storyworld import autoencoder_training as module
+from lrt_tl.storyworld.autoencoder import TENSORS, Autoencoder
+from lrt_tl.storyworld.autoencoder_training import (
+    _loss,
+    fit,
+    make_autoencoder,
+    quality,
+    states_of,
+    train_autoencoder,
+)
 from lrt_tl.storyworld.language import documents
 from lrt_tl.storyworld.recipe import (
     AutoencoderRecipe,
@@ -72,7 +80,7 @@ def planted(seed: int) -> tuple[Tensor, Iterator[Tensor]]:
 def test_encode_and_decode_are_numpys(shape: tuple[int, ...]) -> None:
     autoencoder = random_autoencoder()
     states = torch.randn(*shape, 5, generator=torch.Generator().manual_seed(1))
-    W_enc, b_enc, W_dec, b_dec = (getattr(autoencoder, name).double().numpy() for name in module._TENSORS)
+    W_enc, b_enc, W_dec, b_dec = (getattr(autoencoder, name).double().numpy() for name in TENSORS)
     latents: NDArray[np.float64] = np.zeros((*shape, 11))
     for place in np.ndindex(*shape):
         before = (states[place].double().numpy() - b_dec) @ W_enc + b_enc
@@ -169,7 +177,7 @@ def test_a_latent_that_is_never_among_the_k_learns_from_what_the_others_leave_ov
     weights = [tensor.requires_grad_() for tensor in (torch.eye(4), torch.zeros(4), torch.eye(4) / 2, torch.zeros(4))]
     states = torch.tensor([[4.0, 0, 0, 1.0]])
     for dead in (False, True):
-        loss, active = module._loss(weights, states, 1, torch.tensor([False, False, False, dead]))
+        loss, active = _loss(weights, states, 1, torch.tensor([False, False, False, dead]))
         assert active.tolist() == [True, False, False, False]
         of_decoder = torch.autograd.grad(loss, weights[2])[0]
         assert of_decoder[0].any()
@@ -264,7 +272,7 @@ def test_a_folder_gives_back_what_was_saved(tmp_path: Path) -> None:
     autoencoder = random_autoencoder()
     folder = autoencoder.save(tmp_path / "sae", {"seconds": 1.0})
     loaded = Autoencoder.load(folder)
-    for name in module._TENSORS:
+    for name in TENSORS:
         assert torch.equal(getattr(loaded, name), getattr(autoencoder, name))
         assert getattr(loaded, name).dtype == torch.float32
     assert (loaded.k, loaded.hook_name, loaded.model_name) == (3, "blocks.1.hook_resid_post", "storyworld-small")
