@@ -2,6 +2,7 @@
 goes on where it was, and saved, so that the passes of several machines add up."""
 
 import hashlib
+import re
 import shutil
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -86,8 +87,8 @@ def accumulate(
     Args:
         pairs: which products to keep.
         checkpoint: a folder in which to keep the moments every `seconds`, with the position in the text. Started again
-            with the same arguments, the pass goes on from there, and gives the same moments bit for bit. It is removed
-            at the end.
+            with the same arguments, the pass goes on from there, and gives the same moments bit for bit. What
+            was kept is removed at the end; nothing else that is in the folder is touched.
 
     Raises:
         LrtError: the checkpoint is of other arguments (says which), or what the harvest refuses.
@@ -110,7 +111,7 @@ def accumulate(
             _keep(place, whole, {**arguments, "batches": number})
             saved = time.monotonic()
     if place is not None:
-        shutil.rmtree(place, ignore_errors=True)
+        _remove(place)
     return whole
 
 
@@ -139,7 +140,15 @@ def _resume(place: Path, arguments: Mapping[str, Any]) -> tuple[HarvestedMoments
 
 def _checkpoints(place: Path) -> list[Path]:
     """Whole checkpoints, the last one last."""
-    return sorted(path for path in place.glob("[0-9]*") if path.is_dir())
+    return sorted(path for path in place.glob("*") if re.fullmatch(r"\d{12}", path.name) and path.is_dir())
+
+
+def _remove(place: Path) -> None:
+    """Remove the checkpoints, and what a killed writer left of one; and the folder, if nothing else is in it."""
+    for path in [*_checkpoints(place), *place.glob(".*.partial-*")]:
+        shutil.rmtree(path)
+    if place.is_dir() and not any(place.iterdir()):
+        place.rmdir()
 
 
 def _arguments(harvest: Harvest, sources: Sequence[Site], targets: Sequence[Site]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ again on data in which the target's positions are shuffled within their texts, a
 the best pair must beat.
 """
 
+import html
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -117,10 +118,11 @@ class LayerSearch:
         figure.add_shape(
             type="rect", x0=column - 0.5, x1=column + 0.5, y0=row - 0.5, y1=row + 0.5, line={"color": "red", "width": 3}
         )
+        ends = html.escape(self.source), html.escape(self.target)
         figure.update_layout(
-            title=f"{names[what]}, {self.source} → {self.target}",
-            xaxis_title=f"target layer ({self.target})",
-            yaxis_title=f"source layer ({self.source})",
+            title=f"{names[what]}, {ends[0]} → {ends[1]}",
+            xaxis_title=f"target layer ({ends[1]})",
+            yaxis_title=f"source layer ({ends[0]})",
             template="plotly_white",
             height=140 + 44 * len(self.source_layers),
         )
@@ -175,6 +177,10 @@ def search_layers(
         (model, tuple(range(model.cfg.n_layers)) if layers is None else tuple(layers))
         for model, layers in ((source, source_layers), (target, target_layers))
     ]
+    if n_nulls < 1 or not all(layers for _, layers in sides):
+        raise LrtError(
+            f"a search needs layers on both sides, and a null: n_nulls={n_nulls}, layers {sides[0][1]}, {sides[1][1]}"
+        )
     hooks = [[resolve_hook_name(model, layer=layer) for layer in layers] for model, layers in sides]
     keys = [[f"{side}:{hook}" for hook in of] for side, of in zip(("source", "target"), hooks, strict=True)]
     widths = [model.cfg.d_model if sketch is None else min(sketch, model.cfg.d_model) for model, _ in sides]

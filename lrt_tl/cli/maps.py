@@ -186,6 +186,7 @@ def search(
     print_columns("R² on test documents, of a ridge map between each pair of layers", found.rows())
     print_table("The best pair", found.summary())
     if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
         found.figure().write_html(out, include_plotlyjs=True)
         print(f"{out} shows the heat map.")
 

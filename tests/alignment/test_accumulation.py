@@ -97,6 +97,16 @@ def test_a_kill_while_a_checkpoint_is_written_loses_nothing(
     assert_same(passed(bridges, texts, place), whole)
 
 
+def test_nothing_of_the_users_is_removed(bridges: tuple[Any, Any], texts: list[str], tmp_path: Path) -> None:
+    own = [tmp_path / "notes.txt", tmp_path / "2024" / "data.txt"]
+    for path in own:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("mine")
+    passed(bridges, texts[:40], tmp_path)
+    assert [path.read_text() for path in own] == ["mine", "mine"]
+    assert {path.name for path in tmp_path.iterdir()} == {"notes.txt", "2024"}
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [

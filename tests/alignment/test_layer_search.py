@@ -1,5 +1,6 @@
 """All pairs at once, against fits of single pairs; and the null."""
 
+from dataclasses import replace
 from typing import Any
 
 import psutil
@@ -71,6 +72,12 @@ def test_what_does_not_fit_is_refused_before_the_models_run(
     assert "the moments take" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("change", [{"n_nulls": 0}, {"source_layers": []}, {"target_layers": []}])
+def test_a_search_without_layers_or_null_is_refused(bridges: tuple[Any, Any], change: dict[str, Any]) -> None:
+    with pytest.raises(LrtError, match="needs layers on both sides, and a null"):
+        search_layers(*bridges, ["text"], **change)
+
+
 def test_the_memory_of_gemmas_full_grid() -> None:
     assert memory_needed((26, 42), (2304, 3584)) / 7 > 72e9  # of one split
 
@@ -84,6 +91,11 @@ def test_shuffles_stay_within_their_texts() -> None:
     assert {tuple(order[:3].tolist()) for order in orders} == {
         (0, 1, 2), (0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0)
     }  # fmt: skip
+
+
+def test_a_name_in_the_heat_map_is_text(found: LayerSearch) -> None:
+    title = replace(found, target="<b>large</b>").figure().layout.title.text
+    assert "&lt;b&gt;large" in title
 
 
 def test_the_heat_map_shows_every_pair(found: LayerSearch) -> None:
