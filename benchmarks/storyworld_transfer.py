@@ -1,4 +1,5 @@
-"""Do the bundled models share their vectors? Four behaviors over five pairs of models, two of which should fail.
+"""Do the bundled models share their vectors? Four behaviors over six pairs of models, three of which should fail: from
+a model that was hardly trained, one that speaks another language, and one that was not trained at all.
 
 `python benchmarks/storyworld_transfer.py` prints a table for people, and last one line of JSON.
 It takes about ten minutes on two cores.
@@ -6,11 +7,18 @@ It takes about ten minutes on two cores.
 
 import argparse
 import json
+import shutil
 import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from lrt_tl import storyworld
 from lrt_tl.demo import BEHAVIORS, demonstrate
+from lrt_tl.models.loading import BUNDLED, load_model
 from lrt_tl.tables import print_columns
 from lrt_tl.transfer import TransferRun
 
@@ -20,8 +28,21 @@ PAIRS = (
     ("large", "large-b"),
     ("medium-early", "large"),
     ("medium-foreign", "large"),
+    ("untrained", "large"),
 )
 N_DRAWS = 24
+
+
+def load(name: str, model_class: str) -> Any:
+    """A bundled model; `untrained` is medium with random weights."""
+    if name != "untrained":
+        return storyworld.load(name, model_class=model_class)
+    with TemporaryDirectory() as root:
+        folder = Path(root) / "storyworld-untrained"
+        shutil.copytree(BUNDLED / "storyworld-medium", folder)
+        torch.manual_seed(0)
+        AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder)).save_pretrained(folder)
+        return load_model(str(folder), model_class=model_class)
 
 
 def figures(source: str, target: str, run: TransferRun, seconds: float) -> list[dict[str, Any]]:
@@ -74,7 +95,7 @@ def main() -> None:
     found: list[dict[str, Any]] = []
     for source, target in PAIRS:
         started = time.perf_counter()
-        models = [storyworld.load(name, model_class=given.model_class) for name in (source, target)]
+        models = [load(name, given.model_class) for name in (source, target)]
         run = demonstrate(models[0], models[1], BEHAVIORS, n_draws=given.draws)
         found += figures(source, target, run, time.perf_counter() - started)
     print_columns("Carried over", map(row, found))
