@@ -1,7 +1,7 @@
 from .alignment.accumulation import HarvestedMoments as HarvestedMoments
+from .alignment.activations import fit_activations as fit_activations
 from .alignment.affine_map import AffineMap as AffineMap
 from .alignment.affine_map import FitReport as FitReport
-from .alignment.fit import fit_activations as fit_activations
 from .alignment.fit import fit_affine_map as fit_affine_map
 from .alignment.fit import fit_moments as fit_moments
 from .alignment.fit import harvest_moments as harvest_moments

@@ -13,8 +13,9 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from lrt_tl import storyworld
+from lrt_tl.alignment.activations import fit_activations
 from lrt_tl.alignment.affine_map import AffineMap
-from lrt_tl.alignment.fit import RELATIVE_RIDGES, fit_activations, fit_affine_map
+from lrt_tl.alignment.fit import RELATIVE_RIDGES, fit_affine_map
 from lrt_tl.errors import LrtError
 from lrt_tl.models.identity import identify
 from lrt_tl.models.loading import load_model

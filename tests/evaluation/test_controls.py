@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from lrt_tl.alignment.activations import fit_activations
 from lrt_tl.alignment.affine_map import AffineMap
-from lrt_tl.alignment.fit import fit_activations
 from lrt_tl.errors import LrtError
 from lrt_tl.evaluation.controls import random_directions, shuffled_map_directions
 
