@@ -155,7 +155,7 @@ def transfer(
         for contrast, behavior in tasks
     ]
     _check_behaviors([behavior for _, behavior in read], source, target)
-    source_hooks, target_hook = resolve_ends(source, target, layers, hook_names)
+    source_hooks, (target_hook, *_) = resolve_ends(source, target, layers, hook_names)
     for model, name in [*((source, hook) for hook in source_hooks), (target, target_hook)]:
         check_writable(model, name)
     documents = read_documents(named_documents(default_documents(source, target) if documents is None else documents))

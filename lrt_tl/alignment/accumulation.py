@@ -10,13 +10,14 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import torch
 from tqdm.auto import tqdm
 
-from lrt_tl.alignment.harvest import Calibration, Harvest, HarvestCounts
+from lrt_tl.alignment.harvest import Calibration, Harvest, HarvestCounts, Transform
 from lrt_tl.alignment.moments import Centered, Moments, Pair
 from lrt_tl.artifacts import load_artifact, save_artifact
 from lrt_tl.errors import ArtifactError, LrtError, MismatchError
-from lrt_tl.models.identity import ModelIdentity, Site, describe_sites, require_same_model
+from lrt_tl.models.identity import Site, describe_sites, require_same_site
 from lrt_tl.text.documents import N_SPLITS, hash_of
 
 KIND = "harvested_moments"
@@ -44,7 +45,7 @@ class HarvestedMoments:
             MismatchError: they are of other models or hook points.
         """
         for ours, theirs in zip(self.sources + self.targets, other.sources + other.targets, strict=False):
-            _require_same_site(ours, theirs)
+            require_same_site(ours, theirs, what="a site of the first moments")
         if (len(self.sources), len(self.targets)) != (len(other.sources), len(other.targets)):
             raise MismatchError("the moments are of different numbers of hook points")
         return HarvestedMoments(
@@ -157,13 +158,21 @@ def _arguments(harvest: Harvest, sources: Sequence[Site], targets: Sequence[Site
     for document in tqdm(harvest.documents, desc="compare", unit=" documents", leave=False):
         texts.update(hash_of(document.text).to_bytes(8, "big"))
     names = ("batch_size", "context_length", "layout", "prepend_bos")
+    widths = {"source": harvest.source.cfg.d_model, "target": harvest.target.cfg.d_model}
     return {
         "source": [site.to_json() for site in sources],
         "target": [site.to_json() for site in targets],
         "documents": [harvest.documents.name, texts.hexdigest()],
         "excluded texts": harvest.exclude.fingerprint,
+        "features": {key: _fingerprint(f, widths[key.split(":")[0]]) for key, f in harvest.transforms.items()},
         **{name: getattr(harvest, name) for name in names},
     }
+
+
+def _fingerprint(transform: Transform, d_model: int) -> str:
+    """Of a function, by what it makes of some fixed states."""
+    states = torch.randn(4, d_model, generator=torch.Generator().manual_seed(0))
+    return hashlib.sha256(transform(states).detach().float().cpu().numpy().tobytes()).hexdigest()[:16]
 
 
 def _save(whole: HarvestedMoments, folder: str | Path, state: Mapping[str, Any]) -> Path:
@@ -202,13 +211,6 @@ def _load(folder: str | Path) -> tuple[HarvestedMoments, dict[str, Any]]:
         return HarvestedMoments(sources, targets, moments, HarvestCounts(**config["counts"])), config["state"]
     except (KeyError, IndexError, TypeError, ValueError) as error:
         raise ArtifactError(f"{folder} does not hold whole moments: {error!r}") from error
-
-
-def _require_same_site(ours: Site, theirs: Site) -> None:
-    if (ours.hook_name, ours.d_model) != (theirs.hook_name, theirs.d_model):
-        raise MismatchError(f"the moments are of {ours} ({ours.d_model} dimensions) and {theirs} ({theirs.d_model})")
-    if isinstance(ours.model, ModelIdentity) and isinstance(theirs.model, ModelIdentity):
-        require_same_model(ours.model, theirs.model, what="the first moments")
 
 
 def _added(ours: HarvestCounts, theirs: HarvestCounts) -> HarvestCounts:

@@ -170,7 +170,12 @@ class Harvest:
         progress.close()
 
     def _transformed(self, key: str, activations: Tensor) -> Tensor:
-        return self.transforms[key](activations) if key in self.transforms else activations
+        if key not in self.transforms:
+            return activations
+        made = self.transforms[key](activations).float()
+        if made.ndim != 2 or len(made) != len(activations) or not torch.isfinite(made).all():
+            raise LrtError(f"the features of {key} have shape {tuple(made.shape)}, or hold NaN or infinity")
+        return made
 
     def _kept(self, counts: HarvestCounts) -> Iterator[Document]:
         for document in self.documents:

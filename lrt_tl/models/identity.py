@@ -64,8 +64,13 @@ class Site:
     d_model: int
     model: ModelIdentity | None = None
     """None for activations that came without their model: then only the width can be checked."""
+    features: str = ""
+    """What was made of the states, such as `encode` of an autoencoder, where they are not the states themselves."""
 
     def __str__(self) -> str:
+        return f"{self._place()} {self.features}".strip()
+
+    def _place(self) -> str:
         name = "unknown model" if self.model is None else self.model.name
         if not self.hook_name:
             return name
@@ -74,12 +79,12 @@ class Site:
 
     def to_json(self) -> dict[str, Any]:
         model = None if self.model is None else self.model.to_json()
-        return {"hook_name": self.hook_name, "d_model": self.d_model, "model": model}
+        return {"hook_name": self.hook_name, "d_model": self.d_model, "model": model, "features": self.features}
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "Site":
         model = None if value["model"] is None else ModelIdentity.from_json(value["model"])
-        return cls(value["hook_name"], value["d_model"], model)
+        return cls(value["hook_name"], value["d_model"], model, value["features"])
 
 
 def describe_sites(sites: Sequence[Site]) -> str:
@@ -137,6 +142,20 @@ def require_same_model(expected: ModelIdentity, actual: ModelIdentity, *, what: 
     if expected.basis != actual.basis:
         message += " " + _HOW_TO_LOAD[expected.basis]
     raise MismatchError(message)
+
+
+def require_same_site(expected: Site, actual: Site, *, what: str) -> None:
+    """Refuse a site that is not the one expected.
+
+    Raises:
+        MismatchError: says in what they differ.
+    """
+    if (expected.hook_name, expected.d_model, expected.features) != (actual.hook_name, actual.d_model, actual.features):
+        raise MismatchError(
+            f"{what} is at {expected} ({expected.d_model} dimensions), not at {actual} ({actual.d_model} dimensions)"
+        )
+    if expected.model is not None and actual.model is not None:
+        require_same_model(expected.model, actual.model, what=what)
 
 
 _HOW_TO_LOAD = {
