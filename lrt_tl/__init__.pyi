@@ -10,6 +10,8 @@ from .alignment.fit import fit_moments as fit_moments
 from .alignment.fit import harvest_moments as harvest_moments
 from .alignment.layer_search import LayerSearch as LayerSearch
 from .alignment.layer_search import search_layers as search_layers
+from .alignment.learning_curve import LearningCurve as LearningCurve
+from .alignment.learning_curve import learning_curve as learning_curve
 from .errors import ArtifactError as ArtifactError
 from .errors import LrtError as LrtError
 from .errors import MismatchError as MismatchError

@@ -133,6 +133,35 @@ def harvest_moments(
     Moments of different documents add up (`merge`), so that several machines, each with a part of the text, make one
     map. Each part measures for itself what is a sink.
     """
+    harvest, sources, targets = prepare(
+        source,
+        target,
+        documents,
+        layers=layers,
+        hook_names=hook_names,
+        features=features,
+        exclude=exclude,
+        batch_size=batch_size,
+        context_length=context_length,
+        layout=layout,
+        prepend_bos=prepend_bos,
+    )
+    return accumulate(harvest, sources, targets, fit_pairs(*harvest.keys, stacked=True), checkpoint=checkpoint)
+
+
+def prepare(
+    source: HookedModel,
+    target: HookedModel,
+    documents: Any,
+    *,
+    layers: tuple[Layers, Layers] | None = None,
+    hook_names: tuple[str | Sequence[str], str | Sequence[str]] | None = None,
+    features: Transform | None = None,
+    exclude: Iterable[str] = (),
+    context_length: int | None = None,
+    **reading: Any,
+) -> tuple[Harvest, list[Site], list[Site]]:
+    """A pass that has yet to be made, and the sites at which it begins and ends; arguments as of `harvest_moments`."""
     hooks = resolve_ends(source, target, layers, hook_names)
     sources, targets = (
         [site_of(model, hook_name=name) for name in names] for model, names in zip((source, target), hooks, strict=True)
@@ -145,15 +174,12 @@ def harvest_moments(
         hooks[0],
         hooks[1],
         read_documents(documents),
-        batch_size=batch_size,
         context_length=min(256, source.cfg.n_ctx, target.cfg.n_ctx) if context_length is None else context_length,
-        layout=layout,
-        prepend_bos=prepend_bos,
         exclude=Exclusion(exclude),
         transforms={} if features is None else {f"source:{hooks[0][0]}": features},
+        **reading,
     )
-    keys = [[f"{side}:{name}" for name in names] for side, names in zip(("source", "target"), hooks, strict=True)]
-    return accumulate(harvest, sources, targets, fit_pairs(*keys, stacked=True), checkpoint=checkpoint)
+    return harvest, sources, targets
 
 
 def fit_moments(

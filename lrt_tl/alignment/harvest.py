@@ -101,6 +101,11 @@ class Harvest:
                     f"({model.cfg.n_ctx}): choose a smaller one"
                 )
 
+    @property
+    def keys(self) -> tuple[list[str], list[str]]:
+        """The names of the activations of both sides, `source:` or `target:` and the hook name."""
+        return [f"source:{name}" for name in self.source_hooks], [f"target:{name}" for name in self.target_hooks]
+
     def calibrate(self) -> Calibration:
         """Medians and means over a fixed sample of documents, of each as much as is one row.
 

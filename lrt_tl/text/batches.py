@@ -4,6 +4,7 @@ Models are given tokens and a mask, never strings: TransformerLens's two classes
 differently. Padding is on the right, where no causal model sees it.
 """
 
+import random
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, islice
@@ -105,7 +106,8 @@ def token_batches(
 ) -> Iterator[TokenBatch]:
     """Stream documents as batches of at most `batch_size` rows of at most `context_length` tokens.
 
-    Rows are sorted by length within a few batches' worth, so that little is padding.
+    Rows are sorted by length within a few batches' worth, so that little is padding; the batches of these then come in
+    a shuffled order, always the same, so that a part of a pass has long rows and short ones.
 
     Args:
         tokenizers: one, of both models; or the source's and the target's, if they differ: then each row holds the same
@@ -126,7 +128,9 @@ def token_batches(
     rows = _rows(tokenizers, documents, context_length, layout, prepend_bos, chunk, counts)
     while buffer := list(islice(rows, chunk)):
         buffer.sort(key=lambda row: len(row.ids[0]))
-        for start in range(0, len(buffer), batch_size):
+        starts = [*range(0, len(buffer), batch_size)]
+        random.Random(len(starts)).shuffle(starts)
+        for start in starts:
             yield _batch(tokenizers, buffer[start : start + batch_size])
 
 
