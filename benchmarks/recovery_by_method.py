@@ -19,18 +19,19 @@ from torch.nn.functional import normalize
 import lrt_tl as lrt
 from lrt_tl.alignment.fit import solve
 from lrt_tl.alignment.harvest import Harvest, HarvestCounts
-from lrt_tl.alignment.moments import Moments, fit_pairs
+from lrt_tl.alignment.moments import Moments, fit_pairs, pool
 from lrt_tl.alignment.selection import Method
+from lrt_tl.alignment.solvers import canonical
 from lrt_tl.evaluation.behavior import Behavior, read_behavior
 from lrt_tl.evaluation.controls import random_directions
 from lrt_tl.evaluation.effects import COEFFICIENTS, dose_response, slopes
 from lrt_tl.evaluation.recovery import recovery
 from lrt_tl.storyworld.named import named_behavior, named_contrast_pairs, named_documents
 from lrt_tl.tables import print_columns
-from lrt_tl.text.documents import N_SPLITS, Exclusion, hash_of, read_documents
+from lrt_tl.text.documents import N_FOLDS, N_SPLITS, Exclusion, hash_of, read_documents
 
 ALL_LAYERS = ("ridge", "ridge_per_target", "reduced_rank", "partial_least_squares", "procrustes", "whitened")
-WEIGHT = 4
+WEIGHT, LITTLE = 4, 0.85
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,18 @@ def of_task(harvest: Harvest, whole: lrt.HarvestedMoments, task: Task) -> Iterat
     yield from _both(weighted(harvest, whole, task), "all layers, positions weighted", task)
 
 
+def parts_of_native(moments: lrt.HarvestedMoments, task: Task) -> Iterator[tuple[str, Tensor]]:
+    """Why maps differ: the target's own vector, in canonical coordinates of all source layers and the target."""
+    folds = moments.parts(moments.sources, moments.targets[0])[:N_FOLDS]
+    form = canonical(pool(folds), 1e-6)
+    coordinates, little = form.of_target.T @ task.native.direction.double(), form.correlations < LITTLE
+    if len(form.correlations) == len(task.native.direction):  # else they do not hold the whole vector
+        share = float(coordinates[little].square().sum() / coordinates.square().sum())
+        yield "own vector, shrunk by the correlations", form.to_target.T @ (form.correlations * coordinates)
+        yield f"own vector, what is correlated under {LITTLE} ({share:.0%})", form.to_target.T @ (little * coordinates)
+        yield "own vector, the rest of it", form.to_target.T @ (~little * coordinates)
+
+
 def _both(moments: lrt.HarvestedMoments, name: str, task: Task | None = None) -> Iterator[Candidate]:
     for method in ("ridge", "whitened"):
         yield Candidate(f"{method}, {name}", lrt.fit_moments(moments, method=method), task)  # type: ignore[arg-type]
@@ -114,25 +127,32 @@ def _sides(whole: lrt.HarvestedMoments) -> list[tuple[str, Any]]:
     return [("source", whole.sources), ("target", whole.targets)]
 
 
-def measured(task: Task, candidates: Sequence[Candidate], target: Any, given: argparse.Namespace) -> list[Any]:
-    """Recovery of each candidate, all on the same prompts, beside the same random vectors."""
+def measured(
+    task: Task,
+    candidates: Sequence[Candidate],
+    references: Sequence[tuple[str, Tensor]],
+    target: Any,
+    given: argparse.Namespace,
+) -> list[Any]:
+    """Recovery of each candidate and reference, all on the same prompts, beside the same random vectors."""
     native, coefficients = task.native, tuple(map(float, given.coefficients.split(",")))
-    mine = [each for each in candidates if each.task in (None, task)]
-    carried = torch.stack([each.carry(task) for each in mine])
+    mine = [(each.name, each.affine_map, each.carry(task)) for each in candidates if each.task in (None, task)]
+    mine += [(name, None, direction.float()) for name, direction in references]
+    carried = torch.stack([direction for _, _, direction in mine])
     units = normalize(torch.cat([native.direction[None], carried]), dim=1)
     units = torch.cat([units, random_directions(given.draws, target.cfg.d_model)])
     scores = dose_response(target, native.site.hook_name, native.norm * units, task.behavior, coefficients)
     found = slopes(scores, coefficients)
     rows = []
-    for number, each in enumerate(mine, start=1):
+    for number, (name, affine_map, _) in enumerate(mine, start=1):
         result = recovery(found[0], found[number], found[1 + len(mine) :])
         rows.append(
             {
                 "behavior": task.behavior.name,
-                "map": each.name,
-                "chosen": each.affine_map.report.described(),
-                "sources": [str(site) for site in each.affine_map.sources],
-                "r_squared": each.affine_map.report.test_r2,
+                "map": name,
+                "chosen": affine_map and affine_map.report.described(),
+                "sources": affine_map and [str(site) for site in affine_map.sources],
+                "r_squared": affine_map and affine_map.report.test_r2,
                 "cosine": float(units[number] @ units[0]),
                 "norm_ratio": float(carried[number - 1].norm()) / native.norm,
                 "recovery": result.estimate,
@@ -194,7 +214,9 @@ def main() -> None:
         candidates += of_text(harvest, moments, "other text", named_documents(given.other_documents))
     for task in tasks:
         candidates += of_task(harvest, moments, task)
-    rows = [row for task in tasks for row in measured(task, candidates, target, given)]
+    rows = [
+        row for task in tasks for row in measured(task, candidates, list(parts_of_native(moments, task)), target, given)
+    ]
     print_columns(f"recovery, {given.source} → {given.target} L{target_layer}", _shown(rows, tasks))
     print(json.dumps({"benchmark": "recovery_by_method", "arguments": vars(given), "results": rows}))
 
@@ -203,11 +225,15 @@ def _shown(rows: Sequence[dict[str, Any]], tasks: Sequence[Task]) -> list[dict[s
     """One row for each map, and one column for each behavior."""
     table: dict[str, dict[str, str]] = {}
     for row in rows:
-        line = table.setdefault(row["map"], {"map": row["map"], "R²": f"{row['r_squared']:.3f}"})
+        line = table.setdefault(row["map"], {"map": row["map"], "R²": _short(row["r_squared"])})
         share = "none" if row["reason"] else f"{row['recovery']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
         line[row["behavior"]] = f"{share} cos {row['cosine']:.2f}"
     names = ["map", "R²", *(task.behavior.name for task in tasks)]
     return [{name: line.get(name, "") for name in names} for line in table.values()]
+
+
+def _short(r2: float | None) -> str:
+    return "" if r2 is None else f"{r2:.3f}"
 
 
 if __name__ == "__main__":

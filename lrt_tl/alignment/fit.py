@@ -1,46 +1,42 @@
 """Fit the affine map: one pass over the text, then linear algebra."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from lrt_tl.alignment.accumulation import HarvestedMoments, accumulate
 from lrt_tl.alignment.affine_map import AffineMap, FitReport
 from lrt_tl.alignment.affine_maps import AffineMaps
 from lrt_tl.alignment.diagnostics import r_squared
+from lrt_tl.alignment.ends import HookNames, Layers, Model, both_ends, look_at, site_of_features
 from lrt_tl.alignment.harvest import Harvest, HarvestCounts, Transform
 from lrt_tl.alignment.moments import Centered, fit_pairs, pool
 from lrt_tl.alignment.selection import Addition, Method, add_sources, choose, narrowed
 from lrt_tl.errors import LrtError
-from lrt_tl.models.hook_names import resolve_hook_name
-from lrt_tl.models.identity import Site, site_of
-from lrt_tl.models.protocol import HookedModel
+from lrt_tl.models.identity import Site
 from lrt_tl.text.batches import Layout
 from lrt_tl.text.documents import N_FOLDS, TEST, VALIDATION, Exclusion, read_documents
 
-Layers = int | Sequence[int]
-"""One layer, or several."""
 RELATIVE_RIDGES = tuple(10.0**exponent for exponent in range(-8, 3))
 FOLDS = tuple(range(N_FOLDS))
 _SPLIT_NAMES = (*(f"fold {fold} of the cross-validation" for fold in FOLDS), "the validation split", "the test split")
 
 
 def fit_affine_map(
-    source: HookedModel,
-    target: HookedModel,
+    source: Model,
+    target: Model,
     documents: Any,
     *,
     layers: tuple[Layers, int] | None = None,
-    hook_names: tuple[str | Sequence[str], str] | None = None,
+    hook_names: tuple[HookNames, str] | None = None,
     features: Transform | None = None,
     exclude: Iterable[str] = (),
     batch_size: int = 16,
     context_length: int | None = None,
     layout: Layout = "split",
     prepend_bos: bool = True,
+    sequential: bool = False,
     method: Method = "ridge",
     select_layers: bool = False,
     relative_ridges: Sequence[float] = RELATIVE_RIDGES,
@@ -55,7 +51,8 @@ def fit_affine_map(
     Args:
         documents: whatever `read_documents` takes.
         layers: source and target layer (`resid_post`); or `hook_names`, of both. Several source layers,
-            `((0, 1, 2), 3)`, make a map from all of them at once, which then carries a vector of each together.
+            `((0, 1, 2), 3)` or `("all", 3)`, make a map from all of them at once, which then carries a vector of each
+            together.
         features: map not the source's states but what this makes of them, `[position, d_model]` → `[position,
             d_features]`, such as a sparse autoencoder's `encode`.
         exclude: texts that the map will be tried on: documents that contain one are dropped, and counted.
@@ -63,6 +60,9 @@ def fit_affine_map(
         context_length: tokens in a row; by default 256, or as many as both models read.
         layout: what becomes of documents that are longer: see `text.batches`.
         prepend_bos: begin each row with the beginning-of-sequence token, where the tokenizer has one.
+        sequential: have one model in memory at a time. `source` and `target` are then functions that load them, such as
+            `lambda: load_model("small")`. What the first makes of some thousand rows waits on disk for the second; each
+            is loaded once for those. The moments are the same.
         method: which map: see `alignment.solvers`, and the README's table of which to choose when.
         select_layers: of several source layers, keep those that the map needs: see `selection.add_sources`.
         relative_ridges: candidates for λ, per position, in units of the mean variance of a source dimension.
@@ -71,8 +71,9 @@ def fit_affine_map(
     Raises:
         LrtError: a bad layer or document, an activation that is not finite, or fewer positions than dimensions.
     """
-    if not isinstance((layers or hook_names or (0, 0))[-1], (int, str)):
-        raise LrtError(f"a map ends at one layer, and {layers or hook_names} names several: see fit_affine_maps")
+    at_target = both_ends(layers, hook_names)[1]
+    if len(at_target) != 1 or at_target == ["all"]:
+        raise LrtError(f"a map ends at one layer, and these are several: {at_target}. See fit_affine_maps")
     harvested = harvest_moments(
         source,
         target,
@@ -85,6 +86,7 @@ def fit_affine_map(
         context_length=context_length,
         layout=layout,
         prepend_bos=prepend_bos,
+        sequential=sequential,
         checkpoint=checkpoint,
     )
     fitted = fit_moments(harvested, method=method, select_layers=select_layers, relative_ridges=relative_ridges)
@@ -93,7 +95,7 @@ def fit_affine_map(
 
 
 def fit_affine_maps(
-    source: HookedModel, target: HookedModel, documents: Any, *, method: Method = "ridge", **options: Any
+    source: Model, target: Model, documents: Any, *, method: Method = "ridge", **options: Any
 ) -> AffineMaps:
     """Fit a map to each of several target layers, `layers=((0, 1, 2), (3, 4))`, from one pass, and print their R².
 
@@ -113,18 +115,19 @@ def fit_affine_maps(
 
 
 def harvest_moments(
-    source: HookedModel,
-    target: HookedModel,
+    source: Model,
+    target: Model,
     documents: Any,
     *,
     layers: tuple[Layers, Layers] | None = None,
-    hook_names: tuple[str | Sequence[str], str | Sequence[str]] | None = None,
+    hook_names: tuple[HookNames, HookNames] | None = None,
     features: Transform | None = None,
     exclude: Iterable[str] = (),
     batch_size: int = 16,
     context_length: int | None = None,
     layout: Layout = "split",
     prepend_bos: bool = True,
+    sequential: bool = False,
     checkpoint: str | Path | None = None,
 ) -> HarvestedMoments:
     """The pass over the text of `fit_affine_map` alone, which takes the same arguments; here also with several target
@@ -145,41 +148,44 @@ def harvest_moments(
         context_length=context_length,
         layout=layout,
         prepend_bos=prepend_bos,
+        sequential=sequential,
     )
     return accumulate(harvest, sources, targets, fit_pairs(*harvest.keys, stacked=True), checkpoint=checkpoint)
 
 
 def prepare(
-    source: HookedModel,
-    target: HookedModel,
+    source: Model,
+    target: Model,
     documents: Any,
     *,
     layers: tuple[Layers, Layers] | None = None,
-    hook_names: tuple[str | Sequence[str], str | Sequence[str]] | None = None,
+    hook_names: tuple[HookNames, HookNames] | None = None,
     features: Transform | None = None,
     exclude: Iterable[str] = (),
     context_length: int | None = None,
+    sequential: bool = False,
     **reading: Any,
 ) -> tuple[Harvest, list[Site], list[Site]]:
     """A pass that has yet to be made, and the sites at which it begins and ends; arguments as of `harvest_moments`."""
-    hooks = resolve_ends(source, target, layers, hook_names)
-    sources, targets = (
-        [site_of(model, hook_name=name) for name in names] for model, names in zip((source, target), hooks, strict=True)
+    begin, end = (
+        look_at(model, end, by_layer=hook_names is None, sequential=sequential)
+        for model, end in zip((source, target), both_ends(layers, hook_names), strict=True)
     )
-    if features is not None:
-        sources = [_features_of(source, sources, features)]
+    sources = begin.sites if features is None else [site_of_features(begin, features)]
     harvest = Harvest(
-        source,
-        target,
-        hooks[0],
-        hooks[1],
+        begin.model,
+        end.model,
+        begin.hook_names,
+        end.hook_names,
         read_documents(documents),
-        context_length=min(256, source.cfg.n_ctx, target.cfg.n_ctx) if context_length is None else context_length,
+        context_length=min(256, *(side.model.cfg.n_ctx for side in (begin, end)))
+        if context_length is None
+        else context_length,
         exclude=Exclusion(exclude),
-        transforms={} if features is None else {f"source:{hooks[0][0]}": features},
+        transforms={} if features is None else {f"source:{begin.hook_names[0]}": features},
         **reading,
     )
-    return harvest, sources, targets
+    return harvest, sources, end.sites
 
 
 def fit_moments(
@@ -212,48 +218,6 @@ def fit_moments(
         select_layers=select_layers,
         relative_ridges=relative_ridges,
     )
-
-
-def resolve_ends(
-    source: HookedModel,
-    target: HookedModel,
-    layers: tuple[Layers, Layers] | None,
-    hook_names: tuple[str | Sequence[str], str | Sequence[str]] | None,
-) -> tuple[list[str], list[str]]:
-    """The hook names at which maps begin, one or several, and end.
-
-    Raises:
-        LrtError: neither or both of layers and hook names are given, or one does not exist, or is given twice.
-    """
-    if (layers is None) == (hook_names is None):
-        raise LrtError(f"give layers or hook_names, and not both: layers={layers}, hook_names={hook_names}")
-    ends: Any = hook_names if layers is None else layers
-    if not isinstance(ends, (tuple, list)) or len(ends) != 2:
-        raise LrtError(f"layers and hook_names are of source and target, as layers=(2, 3), not {ends!r}")
-
-    def resolve(model: HookedModel, end: Any) -> list[str]:
-        several = list(end) if isinstance(end, (tuple, list, range)) else [end]
-        found = [
-            resolve_hook_name(model, layer=None if layers is None else each, hook_name=None if layers else each)
-            for each in several
-        ]
-        if not found or len(set(found)) < len(found):
-            raise LrtError(f"the layers of {model.cfg.model_name} must be one or more different ones, not {several}")
-        return found
-
-    return resolve(source, ends[0]), resolve(target, ends[1])
-
-
-def _features_of(source: HookedModel, sources: Sequence[Site], features: Transform) -> Site:
-    """Where features of the source live: a site that is of their width and bears their name."""
-    if len(sources) > 1:
-        raise LrtError(f"features= is of one source layer, and there are {len(sources)}")
-    example = features(torch.zeros(2, source.cfg.d_model, device=source.cfg.device))
-    if not isinstance(example, torch.Tensor) or example.ndim != 2 or len(example) != 2:
-        shape = tuple(getattr(example, "shape", ()))
-        raise LrtError(f"features= must make [position, d_features] of [position, d_model], not {shape}")
-    name = getattr(features, "__name__", type(features).__name__)
-    return replace(sources[0], d_model=example.shape[1], features=name)
 
 
 def solve(

@@ -24,7 +24,7 @@ Layers = Annotated[
     str,
     typer.Option(
         help="Source and target layer, as 2:3 (the residual stream after these blocks), or several source layers, as "
-        "0,1,2:3; or hook names."
+        "0,1,2:3, or all of them, as all:3; or hook names."
     ),
 ]
 Out = Annotated[Path, typer.Option(help="The folder to write. It must not exist.")]
@@ -85,8 +85,10 @@ def ends_of(layers: str) -> dict[str, Any]:
     if len(ends) != 2 or not all(map(all, ends)) or len(ends[1]) != 1:
         raise LrtError(
             f"--layers {layers!r}: give source and target layer with a colon between them, as 2:3; or several source "
-            "layers, as 0,1,2:3"
+            "layers, as 0,1,2:3 or all:3"
         )
+    if ends[0] == ["all"] and ends[1][0].isdigit():
+        return {"layers": ("all", int(ends[1][0]))}
     if all(part.isdigit() for end in ends for part in end):
         sources = [int(part) for part in ends[0]]
         return {"layers": (sources if len(sources) > 1 else sources[0], int(ends[1][0]))}
