@@ -7,8 +7,9 @@ from typing import Any
 
 from lrt_tl.alignment.accumulation import HarvestedMoments, accumulate
 from lrt_tl.alignment.affine_map import AffineMap, FitReport
+from lrt_tl.alignment.counts import HarvestCounts
 from lrt_tl.alignment.diagnostics import r_squared
-from lrt_tl.alignment.harvest import Harvest, HarvestCounts
+from lrt_tl.alignment.harvest import Harvest
 from lrt_tl.alignment.moments import Centered, fit_pairs, pool
 from lrt_tl.alignment.selection import Method, choose
 from lrt_tl.errors import LrtError
