@@ -18,7 +18,8 @@ from torch.nn.functional import normalize
 
 import lrt_tl as lrt
 from lrt_tl.alignment.fit import solve
-from lrt_tl.alignment.harvest import Harvest, HarvestCounts
+from lrt_tl.alignment.counts import HarvestCounts
+from lrt_tl.alignment.harvest import Harvest
 from lrt_tl.alignment.moments import Moments, fit_pairs, pool
 from lrt_tl.alignment.selection import Method
 from lrt_tl.alignment.solvers import canonical

@@ -100,7 +100,7 @@ class TransferRun:
             sections,
             target="the target" if target.model is None else target.model.name,
             map_table=self.affine_map.summary(),
-            harvest_table=_harvest_table(self.affine_map),
+            harvest_table=self.affine_map.report.harvested(),
             versions=_versions(),
             reproduce=_reproduce(self.arguments),
         )
@@ -249,20 +249,6 @@ def neutral_texts(documents: Any, exclusion: Exclusion | None = None) -> list[st
 def _versions() -> dict[str, str]:
     packages = ("lrt-tl", "transformer-lens", "transformers", "torch")
     return {"python": platform.python_version(), **{name: version(name) for name in packages}}
-
-
-def _harvest_table(affine_map: AffineMap) -> dict[str, str]:
-    counts = affine_map.report.harvest
-    return {
-        "documents": f"{counts['documents']:,}",
-        "documents left out, for they contain a contrast or behavior text": f"{counts['documents_excluded']:,}",
-        "tokens cut off": f"{counts['tokens_truncated']:,}",
-        "positions kept": f"{counts['positions']:,} (the map is fitted on {affine_map.report.tokens:,} of them)",
-        "tokens of the source that pair with none of the target": f"{counts['tokens_unpaired']:,}",
-        "special tokens left out": f"{counts['special_dropped']:,}",
-        "sinks left out (norm over 10× the median)": f"{counts['sinks_dropped']:,}",
-        **{f"median norm, {name}": f"{norm:.1f}" for name, norm in counts["median_norms"].items()},
-    }
 
 
 def _reproduce(arguments: Mapping[str, Any]) -> str:

@@ -6,14 +6,15 @@ import re
 import shutil
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm.auto import tqdm
 
-from lrt_tl.alignment.harvest import Calibration, Harvest, HarvestCounts, Transform
+from lrt_tl.alignment.counts import HarvestCounts
+from lrt_tl.alignment.harvest import Calibration, Harvest, Transform
 from lrt_tl.alignment.moments import Centered, Moments, Pair
 from lrt_tl.artifacts import load_artifact, save_artifact
 from lrt_tl.errors import ArtifactError, LrtError, MismatchError
@@ -49,7 +50,7 @@ class HarvestedMoments:
         if (len(self.sources), len(self.targets)) != (len(other.sources), len(other.targets)):
             raise MismatchError("the moments are of different numbers of hook points")
         return HarvestedMoments(
-            self.sources, self.targets, self.moments.merge(other.moments), _added(self.counts, other.counts)
+            self.sources, self.targets, self.moments.merge(other.moments), self.counts.merge(other.counts)
         )
 
     def save(self, folder: str | Path) -> Path:
@@ -208,19 +209,9 @@ def _load(folder: str | Path) -> tuple[HarvestedMoments, dict[str, Any]]:
             },
         )
         sources, targets = (tuple(map(Site.from_json, config[side])) for side in ("sources", "targets"))
-        return HarvestedMoments(sources, targets, moments, HarvestCounts(**config["counts"])), config["state"]
+        return HarvestedMoments(sources, targets, moments, HarvestCounts.from_json(config["counts"])), config["state"]
     except (KeyError, IndexError, TypeError, ValueError) as error:
         raise ArtifactError(f"{folder} does not hold whole moments: {error!r}") from error
-
-
-def _added(ours: HarvestCounts, theirs: HarvestCounts) -> HarvestCounts:
-    """Counts add up; medians and settings are the first's."""
-    sums = {
-        item.name: getattr(ours, item.name) + getattr(theirs, item.name)
-        for item in fields(HarvestCounts)
-        if item.type is int or item.type == "int"
-    }
-    return HarvestCounts(**sums, median_norms=ours.median_norms, settings=ours.settings)
 
 
 def _short(value: Any) -> str:

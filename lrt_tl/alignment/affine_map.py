@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lrt_tl.alignment.counts import HarvestCounts
 from lrt_tl.artifacts import load_artifact, save_artifact
 from lrt_tl.errors import ArtifactError, LrtError, MismatchError
 from lrt_tl.models.identity import Site, describe_sites, require_same_model, require_same_site
@@ -50,7 +51,7 @@ class FitReport:
     tokens_per_dimension: float
     """The same per source dimension; under 20 the map is poorly determined."""
     harvest: dict[str, Any]
-    """What was harvested and dropped, and the median norm of the residual stream at each hook point."""
+    """What was harvested and dropped, and norms of the residual stream at each hook point: see `HarvestCounts`."""
     layers_tried: tuple[tuple[str, float], ...] = ()
     """Where source layers were selected: each in the order in which it was added, and R² in cross-validation with it
     and those before it."""
@@ -62,6 +63,10 @@ class FitReport:
             chosen.append(f"λ={self.relative_ridge:.0e} of the variance")
         chosen += [] if self.rank is None else [f"rank {self.rank}"]
         return " ".join([self.method.replace("_", " "), *chosen])
+
+    def harvested(self) -> Mapping[str, str]:
+        """Positions kept and dropped, by which rule, and norms before and after, for a table."""
+        return HarvestCounts.from_json(self.harvest).summary()
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

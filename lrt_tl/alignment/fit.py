@@ -8,9 +8,10 @@ from typing import Any
 from lrt_tl.alignment.accumulation import HarvestedMoments, accumulate
 from lrt_tl.alignment.affine_map import AffineMap, FitReport
 from lrt_tl.alignment.affine_maps import AffineMaps
+from lrt_tl.alignment.counts import HarvestCounts
 from lrt_tl.alignment.diagnostics import r_squared
 from lrt_tl.alignment.ends import HookNames, Layers, Model, both_ends, look_at, site_of_features
-from lrt_tl.alignment.harvest import Harvest, HarvestCounts, Transform
+from lrt_tl.alignment.harvest import Harvest, Transform
 from lrt_tl.alignment.moments import Centered, fit_pairs, pool
 from lrt_tl.alignment.selection import Addition, Method, add_sources, choose, narrowed
 from lrt_tl.errors import LrtError

@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from lrt_tl.alignment.counts import HarvestCounts
 from lrt_tl.errors import LrtError
 from lrt_tl.models.capture import capture
 from lrt_tl.models.identity import same_tokenizer
@@ -58,23 +59,6 @@ class Calibration:
     mean of what is kept: one sink among hundreds of positions moves a channel by many of its standard deviations."""
 
 
-@dataclass
-class HarvestCounts:
-    """What was harvested, and what was not."""
-
-    documents: int = 0
-    documents_excluded: int = 0
-    tokens_truncated: int = 0
-    positions: int = 0
-    tokens_unpaired: int = 0
-    """With two tokenizers: tokens of the source at whose last character no token of the target ends."""
-    special_dropped: int = 0
-    sinks_dropped: int = 0
-    median_norms: dict[str, float] = field(default_factory=dict)
-    settings: dict[str, Any] = field(default_factory=dict)
-    """How the text was read: the documents' name, context length, layout and beginning-of-sequence token."""
-
-
 @dataclass(frozen=True)
 class Harvest:
     """Two models, their hook points, the documents, and how to batch them."""
@@ -115,7 +99,7 @@ class Harvest:
         sample = self.sample(_CALIBRATION_DOCUMENTS)
         states: dict[str, list[Tensor]] = {}
         for batch in self._batches(sample, BatchCounts(), layout="truncate"):
-            for key, activations in self._states(batch).items():
+            for key, activations in self._states(batch)[0].items():
                 states.setdefault(key, []).append(activations)
         pooled = {key: torch.cat(parts) for key, parts in states.items()}
         if not all(len(activations) for activations in pooled.values()):
@@ -150,22 +134,21 @@ class Harvest:
             LrtError: an activation is NaN or infinite (names the hook point and the document), or a document tokenizes
                 to nothing.
         """
-        counts.median_norms, counts.documents_excluded = calibration.median_norms, 0
+        counts.restart()
+        counts.median_norms = calibration.median_norms
         names = ("context_length", "layout", "prepend_bos")
         counts.settings = {"documents": self.documents.name, **{name: getattr(self, name) for name in names}}
-        batch_counts = BatchCounts()
         progress = tqdm(desc="harvest", unit=" positions", unit_scale=True)
-        for batch in islice(self._batches(self._kept(counts), batch_counts, layout=self.layout), skip, None):
-            states = self._states(batch)
-            counts.documents, counts.tokens_truncated = batch_counts.documents, batch_counts.tokens_truncated
-            content = batch.source.content
-            rows = content.nonzero()[:, 0]
+        for batch in islice(self._batches(self._kept(counts), counts, layout=self.layout), skip, None):
+            states, norms = self._states(batch)
+            rows = batch.source.content.nonzero()[:, 0]
             splits = batch.splits[rows]
+            at_text = {key: norm[_side(batch, key).content] for key, norm in norms.items()}
             sink = torch.zeros(len(splits), dtype=torch.bool)
-            for key, activations in states.items():
-                sink |= (activations.norm(dim=-1) > SINK_RATIO * calibration.median_norms[key]).cpu()
-            counts.tokens_unpaired = batch_counts.tokens_unpaired
-            counts.special_dropped += int(batch.source.special.sum())
+            for key, norm in at_text.items():
+                sink |= norm > SINK_RATIO * calibration.median_norms[key]
+            for key, norm in norms.items():
+                counts.add_norms(key, norm[_side(batch, key).mask], at_text[key][~sink])
             counts.sinks_dropped += int(sink.sum())
             counts.positions += int((~sink).sum())
             progress.update(len(splits))
@@ -201,17 +184,25 @@ class Harvest:
             counts=counts,
         )
 
-    def _states(self, batch: TokenBatch) -> dict[str, Float[Tensor, "position _"]]:
-        """Both models' activations at the text of a batch, by `source:` or `target:` and the hook name."""
-        sides = (
-            ("source:", self.source, self.source_hooks, batch.source),
-            ("target:", self.target, self.target_hooks, batch.target),
-        )
-        return {
-            prefix + name: _at_text(rows, batch.names, activations, f"{model.cfg.model_name}, {name}")
-            for prefix, model, hooks, rows in sides
-            for name, activations in capture(model, rows.tokens, rows.mask, hooks).items()
-        }
+    def _states(
+        self, batch: TokenBatch
+    ) -> tuple[dict[str, Float[Tensor, "position _"]], dict[str, Float[Tensor, "row _"]]]:
+        """Both models' activations at the text of a batch, and the norms at all of it, on the CPU; by `source:` or
+        `target:` and the hook name."""
+        states, norms = {}, {}
+        sides = (("source", self.source, self.source_hooks), ("target", self.target, self.target_hooks))
+        for side, model, hooks in sides:
+            rows = _side(batch, side)
+            for name, activations in capture(model, rows.tokens, rows.mask, hooks).items():
+                where = f"{model.cfg.model_name}, {name}"
+                states[f"{side}:{name}"] = _at_text(rows, batch.names, activations, where)
+                norms[f"{side}:{name}"] = activations.norm(dim=-1).cpu()
+        return states, norms
+
+
+def _side(batch: TokenBatch, key: str) -> TokenRows:
+    """The rows of the model that a key begins with."""
+    return batch.source if key.startswith("source") else batch.target
 
 
 def _at_text(

@@ -19,9 +19,10 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from lrt_tl.alignment.accumulation import accumulate
+from lrt_tl.alignment.counts import HarvestCounts
 from lrt_tl.alignment.diagnostics import debiased_cka, r_squared
 from lrt_tl.alignment.fit import FOLDS, RELATIVE_RIDGES
-from lrt_tl.alignment.harvest import Calibration, Harvest, HarvestCounts, PairedActivations, Transform
+from lrt_tl.alignment.harvest import Calibration, Harvest, PairedActivations, Transform
 from lrt_tl.alignment.moments import Moments, fit_pairs, pool
 from lrt_tl.alignment.selection import FoldSpectrum, held_out_folds, penalties_of
 from lrt_tl.alignment.solvers import ridge

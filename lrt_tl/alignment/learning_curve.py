@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from lrt_tl.alignment.affine_map import AffineMap
+from lrt_tl.alignment.counts import HarvestCounts
 from lrt_tl.alignment.diagnostics import r_squared
 from lrt_tl.alignment.fit import FOLDS, RELATIVE_RIDGES, prepare, solve
-from lrt_tl.alignment.harvest import HarvestCounts
 from lrt_tl.alignment.moments import Centered, Moments, fit_pairs
 from lrt_tl.alignment.selection import Method, choose
 from lrt_tl.alignment.solvers import Solution

@@ -7,6 +7,7 @@ import typer
 
 from lrt_tl.cli.options import (
     BatchSize,
+    ChatTemplate,
     Checkpoint,
     ContextLength,
     Device,
@@ -36,6 +37,7 @@ def fit(
     layers: Layers,
     out: Out,
     documents: DocumentsOption = None,
+    chat_template: ChatTemplate = False,
     exclude: Exclude = None,
     method: MethodOption = "ridge",
     checkpoint: Checkpoint = None,
@@ -54,7 +56,8 @@ def fit(
 
     refuse_existing(out)
     ends = ends_of(layers)
-    models, texts = _models_and_texts(source, target, documents, exclude, (model_class, processed, device, dtype))
+    options = (model_class, processed, device, dtype)
+    models, texts = _models_and_texts(source, target, documents, exclude, chat_template, options)
     affine_map = fit_affine_map(
         models[0],
         models[1],
@@ -70,6 +73,7 @@ def fit(
     )
     affine_map.save(out)
     print_table("The map", affine_map.summary())
+    print_table("The text that it was fitted on", affine_map.report.harvested())
 
 
 def harvest(
@@ -78,6 +82,7 @@ def harvest(
     layers: Layers,
     out: Out,
     documents: DocumentsOption = None,
+    chat_template: ChatTemplate = False,
     exclude: Exclude = None,
     checkpoint: Checkpoint = None,
     model_class: ModelClassOption = "bridge",
@@ -95,7 +100,8 @@ def harvest(
 
     refuse_existing(out)
     ends = ends_of(layers)
-    models, texts = _models_and_texts(source, target, documents, exclude, (model_class, processed, device, dtype))
+    options = (model_class, processed, device, dtype)
+    models, texts = _models_and_texts(source, target, documents, exclude, chat_template, options)
     moments = harvest_moments(
         models[0],
         models[1],
@@ -139,6 +145,7 @@ def solve(
     affine_map = fit_moments(HarvestedMoments.load(moments), method=method)
     affine_map.save(out)
     print_table("The map", affine_map.summary())
+    print_table("The text that it was fitted on", affine_map.report.harvested())
 
 
 def search(
@@ -146,6 +153,7 @@ def search(
     target: Target,
     out: Annotated[Path | None, typer.Option(help="An .html file for the heat map. It must not exist.")] = None,
     documents: DocumentsOption = None,
+    chat_template: ChatTemplate = False,
     exclude: Exclude = None,
     checkpoint: Checkpoint = None,
     nulls: Annotated[int, typer.Option(min=1, help="Searches on shuffled positions, to compare with.")] = 20,
@@ -168,7 +176,8 @@ def search(
 
     if out is not None:
         refuse_existing(out)
-    models, texts = _models_and_texts(source, target, documents, exclude, (model_class, processed, device, dtype))
+    options = (model_class, processed, device, dtype)
+    models, texts = _models_and_texts(source, target, documents, exclude, chat_template, options)
     found = search_layers(
         models[0],
         models[1],
@@ -192,7 +201,12 @@ def search(
 
 
 def _models_and_texts(
-    source: str, target: str, documents: str | None, exclude: list[str] | None, options: tuple[Any, ...]
+    source: str,
+    target: str,
+    documents: str | None,
+    exclude: list[str] | None,
+    chat_template: bool,
+    options: tuple[Any, ...],
 ) -> tuple[list[Any], tuple[Any, list[str]]]:
     """Both models; the documents, and the texts to leave out of them."""
     from lrt_tl.evaluation.behavior import texts_of
@@ -200,4 +214,7 @@ def _models_and_texts(
 
     texts = texts_of(*(named(file) for file in exclude or [] for named in (named_contrast_pairs, named_behavior)))
     read = documents_of(documents, source, target)
-    return [load(name, *options) for name in (source, target)], (read, texts)
+    models = [load(name, *options) for name in (source, target)]
+    if chat_template:
+        read = documents_of(documents, source, target, chat_template=models[1].tokenizer)
+    return models, (read, texts)

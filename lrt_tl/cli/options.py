@@ -60,14 +60,18 @@ Exclude = Annotated[
 Checkpoint = Annotated[
     Path | None, typer.Option(help="A folder to keep the moments in every minute, to go on from after a kill.")
 ]
+ChatTemplate = Annotated[
+    bool, typer.Option("--chat-template", help="Read documents through the target's chat template.")
+]
 GRID = "-8,-4,0,4,8"
 
 
-def documents_of(given: str | None, *models: str) -> "Documents":
+def documents_of(given: str | None, *models: str, chat_template: Any = None) -> "Documents":
     from lrt_tl.storyworld.named import default_documents, named_documents
     from lrt_tl.text.documents import read_documents
 
-    return read_documents(named_documents(default_documents(*models) if given is None else given))
+    source = named_documents(default_documents(*models) if given is None else given)
+    return read_documents(source, chat_template=chat_template)
 
 
 def load(name: str, model_class: ModelClass, processed: bool, device: str | None, dtype: Dtype) -> "HookedModel":

@@ -169,10 +169,20 @@ _HOW_TO_LOAD = {
 def same_tokenizer(source: HookedModel, target: HookedModel) -> bool:
     """Whether the positions of two models' tokens pair one to one.
 
-    `d_vocab` is not compared: models of one family pad their embeddings to different sizes.
+    `d_vocab` is not compared: models of one family pad their embeddings to different sizes. Special tokens are: a chat
+    model's role markers are plain text to the model that it was made from.
     """
-    same_rules = tokenizer_fingerprint(source.tokenizer) == tokenizer_fingerprint(target.tokenizer)
-    return same_rules and source.tokenizer.bos_token_id == target.tokenizer.bos_token_id
+    ours, theirs = source.tokenizer, target.tokenizer
+    same_rules = tokenizer_fingerprint(ours) == tokenizer_fingerprint(theirs)
+    return same_rules and ours.bos_token_id == theirs.bos_token_id and special_tokens(ours) == special_tokens(theirs)
+
+
+def special_tokens(tokenizer: Any) -> dict[int, str]:
+    """By id, the tokens that stand for no text: those with a part to play (beginning of sequence, padding …), and all
+    others that the vocabulary marks as special, as it does most chat templates' role markers."""
+    marked = getattr(tokenizer, "added_tokens_decoder", {})
+    named = dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))
+    return named | {number: token.content for number, token in marked.items() if token.special}
 
 
 _tokenizers: "WeakKeyDictionary[Any, str]" = WeakKeyDictionary()

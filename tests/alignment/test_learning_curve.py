@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.nn.functional import cosine_similarity
 
+from lrt_tl.alignment.counts import HarvestCounts
 from lrt_tl.alignment.fit import fit_affine_map, prepare
-from lrt_tl.alignment.harvest import HarvestCounts
 from lrt_tl.alignment.learning_curve import LearningCurve, learning_curve
 from lrt_tl.errors import LrtError, MismatchError
 from lrt_tl.models.identity import site_of

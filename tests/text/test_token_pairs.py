@@ -128,7 +128,7 @@ def test_a_tokenizer_without_offsets_is_refused() -> None:
 
 def test_offsets_that_do_not_follow_the_text_are_refused() -> None:
     class Backwards:
-        is_fast, all_special_ids = True, ()
+        is_fast, all_special_ids, all_special_tokens = True, (), ()
 
         def __call__(self, texts: list[str], **options: Any) -> Any:
             return {"input_ids": [[1, 2]], "offset_mapping": [[(2, 4), (0, 2)]]}
