@@ -82,7 +82,7 @@ def fit_activations(
     counts.positions = len(splits)
     if not counts.positions:
         raise LrtError("there are no positions to fit on: the mask leaves none")
-    shifts = {"source": x.double().mean(0), "target": y.double().mean(0)}
+    shifts = {"source": x.mean(0), "target": y.mean(0)}
     moments = Moments.empty(N_SPLITS, shifts, fit_pairs(["source"], ["target"]))
     parts = moments.update({"source": x, "target": y}, splits).between(["source"], "target")
     return solve(parts, sites[:1], sites[1], counts, method=method, relative_ridges=relative_ridges)

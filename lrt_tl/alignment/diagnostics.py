@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from lrt_tl.alignment.moments import Centered
+from lrt_tl.alignment.moments import Centered, device_of_sums
 from lrt_tl.alignment.solvers import Solution
 from lrt_tl.errors import LrtError
 
@@ -68,7 +68,8 @@ def debiased_cka(source: Float[Tensor, "position d_source"], target: Float[Tenso
     """
     if len(source) < 4:
         raise LrtError(f"debiased CKA needs four positions or more, not {len(source)}")
-    x, y = (states.double() - states.double().mean(0) for states in (source, target.to(source.device)))
+    wide = [states.to(device_of_sums(source.device)).double() for states in (source, target)]
+    x, y = (states - states.mean(0) for states in wide)
     return _hsic(x, y) / math.sqrt(_hsic(x, x) * _hsic(y, y))
 
 

@@ -55,7 +55,7 @@ class Calibration:
     median_norms: dict[str, float]
     """By `source:` or `target:` and the hook name: the median norm of the residual stream at text."""
     means: dict[str, Float[Tensor, "_"]]
-    """By the same keys: the mean state without sinks, float64. The moments are taken about it, so it must be near the
+    """By the same keys: the mean state without sinks. The moments are taken about it, so it must be near the
     mean of what is kept: one sink among hundreds of positions moves a channel by many of its standard deviations."""
 
 
@@ -109,7 +109,7 @@ class Harvest:
             norms = activations.norm(dim=-1)
             medians[key] = float(norms.median())
             calm = activations[norms <= SINK_RATIO * medians[key]]
-            means[key] = self._transformed(key, calm).double().mean(0)
+            means[key] = self._transformed(key, calm).float().mean(0)
         return Calibration(medians, means)
 
     def sample(self, n: int) -> list[Document]:

@@ -1,9 +1,12 @@
 """The sufficient statistics of every fit: small, exact, mergeable, and all that is kept of the activations.
 
 For each split (see `text.documents`): n, Σz and the products ΣzᵀZ′ of named activations, about one common shift near
-their mean, with products in the activations' precision, of a thousand positions at a time, and sums in float64. Without
-the shift one channel at mean 3000, which real models have, costs up to all digits; float32 sums lose count at
-16,777,217.
+their mean: in the activations' precision of at most 2048 positions at a time, and these are added up in float64.
+Without the shift one channel at mean 3000, which real models have, costs up to all digits; float32 sums lose count at
+16,777,217; and float32 products lose digits with the number of positions.
+
+The products are most of the work. They are taken some rows of the result at a time, so that these are added while they
+are in the cache, and of an activation with itself only from the diagonal on, which is little more than half of it.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,7 +19,8 @@ from torch import Tensor
 
 from lrt_tl.errors import LrtError
 
-_POSITIONS_AT_ONCE = 1024
+_POSITIONS_AT_ONCE = 2048
+_ROWS_AT_ONCE = 512
 Pair = tuple[str, str]
 
 
@@ -70,6 +74,11 @@ def fit_pairs(sources: Sequence[str], targets: Sequence[str], *, stacked: bool =
     return [*among, *((a, b) for a in sources for b in targets), *((b, b) for b in targets)]
 
 
+def device_of_sums(device: torch.device) -> torch.device:
+    """Where the sums of activations on a device are kept: there, or on the CPU if it has no float64 (Apple's MPS)."""
+    return torch.device("cpu") if device.type == "mps" else device
+
+
 @dataclass
 class Moments:
     """Sums over positions, split by split, of activations less their shift, and of their products."""
@@ -79,18 +88,20 @@ class Moments:
     count: Int64[Tensor, "split"]
     sums: dict[str, Float64[Tensor, "split _"]]
     products: dict[Pair, Float64[Tensor, "split _ _"]]
+    """Of an activation with itself only the upper triangle holds; the rest is to be mirrored (`between` does)."""
 
     @classmethod
     def empty(cls, n_splits: int, shifts: Mapping[str, Tensor], pairs: Iterable[Pair]) -> "Moments":
         """Moments of nothing.
 
         Args:
-            shifts: near the mean of each activation; the device of the first is that of the sums. They are rounded to
-                float32, so that float32 activations are taken about the very shift that is kept.
+            shifts: near the mean of each activation; the device of the first decides that of the sums (see
+                `device_of_sums`). They are rounded to float32, so that float32 activations are taken about the very
+                shift that is kept.
             pairs: which products to keep.
         """
-        device = next(iter(shifts.values())).device
-        kept = {name: shift.float().double().to(device) for name, shift in shifts.items()}
+        device = device_of_sums(next(iter(shifts.values())).device)
+        kept = {name: shift.float().to(device).double() for name, shift in shifts.items()}
 
         def zeros(*names: str) -> Tensor:
             return torch.zeros(n_splits, *(len(kept[name]) for name in names), dtype=torch.float64, device=device)
@@ -99,7 +110,9 @@ class Moments:
         return cls(kept, count, {name: zeros(name) for name in kept}, {pair: zeros(*pair) for pair in pairs})
 
     def update(self, activations: Mapping[str, Any], splits: Int[Tensor, "position"]) -> "Moments":
-        """Add positions: activations `[position, d]` by name, float32 or float64.
+        """Add positions: activations `[position, d]` by name, float32 or float64, on any devices.
+
+        Float32 products are taken on the device of the first activation, float64 ones on that of the sums.
 
         Raises:
             LrtError: the numbers of positions differ, or a width is not that of its shift.
@@ -110,21 +123,27 @@ class Moments:
                     f"activations {tuple(activations[name].shape)} of {name or 'no name'} in splits "
                     f"{tuple(splits.shape)} do not pair: they must be {(len(splits), len(shift))}"
                 )
-        device = self.sums[next(iter(self.sums))].device
-        dtype = torch.float64 if any(a.dtype == torch.float64 for a in activations.values()) else torch.float32
-        shifted = {name: activations[name].to(device, dtype) - shift.to(dtype) for name, shift in self.shifts.items()}
+        states = {name: activations[name] for name in self.shifts}
+        first, home = next(iter(states.values())).device, next(iter(self.sums.values())).device
+        double = any(z.dtype == torch.float64 for z in states.values())
+        device, dtype = (home, torch.float64) if double else (first, torch.float32)
+        shifts = {name: shift.to(dtype).to(device) for name, shift in self.shifts.items()}
         for split in torch.unique(splits).tolist():
             here = (splits == split).nonzero().squeeze(1)
-            for some in here.split(_POSITIONS_AT_ONCE):
-                self._add(split, {name: z[some.to(device)] for name, z in shifted.items()}, len(some))
+            for some in here.chunk(-(-len(here) // _POSITIONS_AT_ONCE)):
+                chosen = {name: z[some.to(z.device)].to(device).to(dtype) for name, z in states.items()}
+                self._add(split, {name: z - shifts[name] for name, z in chosen.items()}, len(some))
         return self
 
     def _add(self, split: int, shifted: Mapping[str, Tensor], n: int) -> None:
         self.count[split] += n
         for name, z in shifted.items():
-            self.sums[name][split] += z.double().sum(0)
-        for (a, b), product in self.products.items():
-            product[split] += shifted[a].T @ shifted[b]
+            self.sums[name][split] += z.sum(0).to(self.sums[name].device)
+        for (a, b), products in self.products.items():
+            for start in range(0, products.shape[1], _ROWS_AT_ONCE):
+                rows, columns = slice(start, start + _ROWS_AT_ONCE), slice(start if a == b else 0, None)
+                total = products[split, rows, columns]
+                total += (shifted[a][:, rows].T @ shifted[b][:, columns]).to(total.device)
 
     def merge(self, other: "Moments") -> "Moments":
         """The moments of both sets of positions, about this one's shifts.
@@ -175,4 +194,5 @@ class Moments:
     def _product(self, split: int, a: str, b: str) -> Tensor:
         n = max(1, int(self.count[split]))
         own = self.products[a, b][split] if (a, b) in self.products else self.products[b, a][split].T
+        own = own.triu() + own.triu(1).T if a == b else own
         return own - torch.outer(self.sums[a][split], self.sums[b][split]) / n

@@ -222,7 +222,7 @@ def _writing_weights(model: HookedModel) -> Iterator[tuple[str, Float[Tensor, "r
 
 def _sample(weight: Tensor) -> Float[Tensor, "row d_model"]:
     rows = weight.detach().reshape(-1, weight.shape[-1])
-    return rows[:: max(1, len(rows) // _SAMPLED_ROWS)][:_SAMPLED_ROWS].double()
+    return rows[:: max(1, len(rows) // _SAMPLED_ROWS)][:_SAMPLED_ROWS].cpu().double()
 
 
 def _is_centered(weight: Float[Tensor, "row d_model"]) -> bool:

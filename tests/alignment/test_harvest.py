@@ -55,7 +55,7 @@ def test_calibration_is_near_the_median_and_mean_of_all(bridges: tuple[Any, Any]
     for key, mean in calibration.means.items():
         at = states[key.split(":")[1]]
         assert calibration.median_norms[key] == pytest.approx(float(at.norm(dim=1).median()), rel=1e-6)
-        torch.testing.assert_close(mean, at.double().mean(0), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(mean.double(), at.double().mean(0), rtol=1e-5, atol=1e-6)
     assert counts.median_norms == calibration.median_norms
 
 

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lrt_tl.alignment.moments import Centered, Moments, fit_pairs, pool
+from lrt_tl.alignment import moments as module
+from lrt_tl.alignment.moments import Centered, Moments, device_of_sums, fit_pairs, pool
 from lrt_tl.errors import LrtError
 
 N_SPLITS, D_SOURCE, D_TARGET = 3, 5, 4
@@ -120,31 +121,87 @@ def test_without_a_shift_a_channel_at_3000_costs_digits() -> None:
         assert_centered(centered(moments, range(N_SPLITS)), expected(x, y), 1e-3)
 
 
+NAMES = ("a", "b", "y")
+BATCHES: dict[str, Any] = {
+    "cuts": st.lists(st.integers(0, 60), max_size=5),
+    "random": st.randoms(use_true_random=False),
+    "offsets": st.lists(st.floats(-5, 5), min_size=6, max_size=6),
+    "at_once": st.sampled_from([(1, 3), (2, 1), (7, 2), (2048, 512)]),
+}
+
+
+def named(dtype: torch.dtype = torch.float64) -> tuple[dict[str, Tensor], Tensor]:
+    """60 positions of two sources and a target."""
+    x, y, splits = data(n=60, dtype=dtype)
+    return {"a": x, "b": x[:, 1:3] * y[:, :2], "y": y}, splits
+
+
+def batches(states: dict[str, Tensor], splits: Tensor, cuts: list[int], order: list[int]) -> list[Any]:
+    """The positions in this order, cut here; some batches can be empty."""
+    bounds = [0, *sorted(cuts), len(order)]
+    parts = [torch.tensor(order[start:stop], dtype=torch.long) for start, stop in pairwise(bounds)]
+    return [({name: z[part] for name, z in states.items()}, splits[part]) for part in parts]
+
+
+def moments_of(states: dict[str, Tensor], splits: Tensor, offset: float, at_once: tuple[int, int]) -> Moments:
+    """Of all pairs of names, so many positions and rows at once."""
+    shifts = {name: named()[0][name].mean(0) + offset for name in NAMES}
+    pairs = fit_pairs(NAMES[:2], NAMES[2:], stacked=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_POSITIONS_AT_ONCE", at_once[0])
+        patch.setattr(module, "_ROWS_AT_ONCE", at_once[1])
+        return Moments.empty(N_SPLITS, shifts, pairs).update(states, splits)
+
+
+def assert_of_the_definition(moments: Moments, states: dict[str, Tensor], splits: Tensor, tolerance: float) -> None:
+    """Every choice of sources, split by split and all splits together, against means and centered products."""
+    for sources in (["a"], ["b"], ["a", "b"], ["b", "a"]):
+        x = torch.cat([states[name] for name in sources], 1)
+        parts = moments.between(sources, "y")
+        sets = [(part, splits == split) for split, part in enumerate(parts)]
+        for actual, here in [*sets, (pool(parts), splits >= 0)]:
+            assert_centered(actual, expected(x[here], states["y"][here]), tolerance)
+
+
 @settings(max_examples=25, deadline=None)
-@given(
-    cuts=st.lists(st.integers(0, 60), max_size=4),
-    order=st.randoms(use_true_random=False),
-    offsets=st.lists(st.floats(-5, 5), min_size=5, max_size=5),
-    single=st.booleans(),
-)
-def test_merging_is_associative_and_commutative(
-    cuts: list[int], order: Any, offsets: list[float], single: bool
+@given(**BATCHES)
+def test_any_batches_in_any_order_merged_in_any_order_are_the_whole(
+    cuts: list[int], random: Any, offsets: list[float], at_once: tuple[int, int]
 ) -> None:
-    x, y, splits = data(n=60, dtype=torch.float32 if single else torch.float64)
-    bounds = [0, *sorted(cuts), 60]
-    parts = [slice(start, stop) for start, stop in pairwise(bounds)]
-    if single:  # float32 products depend on the shift, so here it is common
-        offsets = [0.0] * 5
-    moments = [add(empty(x, y, offset), x[p], y[p], splits[p]) for p, offset in zip(parts, offsets, strict=False)]
-    one_by_one = moments[0]
-    for other in moments[1:]:
-        one_by_one = one_by_one.merge(other)
+    states, splits = named()
+    order = random.sample(range(60), 60)
+    parts = batches(states, splits, cuts, order)
+    moments = [moments_of(*part, offset, at_once) for part, offset in zip(parts, offsets, strict=False)]
     while len(moments) > 1:
-        first, second = (moments.pop(order.randrange(len(moments))) for _ in range(2))
+        first, second = (moments.pop(random.randrange(len(moments))) for _ in range(2))
         moments.append(first.merge(second))
-    assert_equal(moments[0].shifted(one_by_one.shifts), one_by_one)
-    whole = add(empty(x, y, offsets[0]), x, y, splits)
-    assert_equal(one_by_one, whole, 1e-6 if single else 1e-12)
+    assert_of_the_definition(moments[0], states, splits, 1e-10)
+
+
+@settings(max_examples=25, deadline=None)
+@given(**BATCHES)
+def test_any_batches_in_any_order_streamed_are_the_whole(
+    cuts: list[int], random: Any, offsets: list[float], at_once: tuple[int, int]
+) -> None:
+    states, splits = named(torch.float32)
+    (first, *others) = batches(states, splits, cuts, random.sample(range(60), 60))
+    moments = moments_of(*first, offsets[0] / 10, at_once)
+    for part in others:
+        moments.update(*part)
+    assert_of_the_definition(moments, states, splits, 1e-6)
+
+
+@settings(max_examples=25, deadline=None)
+@given(**BATCHES)
+def test_merging_is_associative_and_commutative(
+    cuts: list[int], random: Any, offsets: list[float], at_once: tuple[int, int]
+) -> None:
+    states, splits = named()
+    parts = batches(states, splits, [*cuts, 0, 60][:2], random.sample(range(60), 60))
+    p, q, r = (moments_of(*part, offset, at_once) for part, offset in zip(parts, offsets, strict=False))
+    assert_equal(p.merge(q).merge(r), p.merge(q.merge(r)))
+    assert_equal(q.merge(p).shifted(p.shifts), p.merge(q))
+    assert_equal(p.shifted(q.shifts).shifted(p.shifts), p)
 
 
 def test_merge_leaves_its_operands_alone() -> None:
@@ -159,6 +216,29 @@ def test_both_sides_of_another_precision() -> None:
     x, y, splits = data()
     moments = add(empty(x, y), x, y.float(), splits)
     assert_centered(centered(moments, range(N_SPLITS)), expected(x, y.float()), 1e-12)
+
+
+def test_sums_are_kept_where_there_is_float64() -> None:
+    assert device_of_sums(torch.device("mps")) == torch.device("cpu")
+    assert device_of_sums(torch.device("cuda", 1)) == torch.device("cuda", 1)
+    assert device_of_sums(torch.device("cpu")) == torch.device("cpu")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is one device only")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("ends", [("cuda", "cuda", "cpu"), ("cuda", "cpu", "cpu"), ("cpu", "cpu", "cuda")])
+def test_activations_and_sums_on_different_devices(dtype: torch.dtype, ends: tuple[str, str, str]) -> None:
+    x, y, splits = data(dtype=dtype)
+    shifts = {"x": x.mean(0).to(ends[2]), "y": y.mean(0)}
+    moments = Moments.empty(N_SPLITS, shifts, PAIRS).update({"x": x.to(ends[0]), "y": y.to(ends[1])}, splits)
+    assert {total.device.type for total in moments.sums.values()} == {ends[2]}
+    wanted = Moments.empty(N_SPLITS, {"x": x.mean(0), "y": y.mean(0)}, PAIRS).update({"x": x, "y": y}, splits)
+    assert_equal(Moments(wanted.shifts, moments.count, *on_cpu(moments)), wanted, 1e-6)
+
+
+def on_cpu(moments: Moments) -> tuple[dict[str, Tensor], dict[tuple[str, str], Tensor]]:
+    sums = {name: total.cpu() for name, total in moments.sums.items()}
+    return sums, {pair: product.cpu() for pair, product in moments.products.items()}
 
 
 def test_counts_beyond_what_float32_holds() -> None:
