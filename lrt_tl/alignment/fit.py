@@ -10,6 +10,7 @@ from lrt_tl.alignment.affine_map import AffineMap, FitReport
 from lrt_tl.alignment.diagnostics import r_squared
 from lrt_tl.alignment.harvest import Harvest, HarvestCounts
 from lrt_tl.alignment.moments import Centered, fit_pairs, pool
+from lrt_tl.alignment.processes import is_first, shared
 from lrt_tl.alignment.selection import Method, choose
 from lrt_tl.errors import LrtError
 from lrt_tl.models.hook_names import resolve_hook_name
@@ -38,6 +39,7 @@ def fit_affine_map(
     method: Method = "ridge",
     relative_ridges: Sequence[float] = RELATIVE_RIDGES,
     checkpoint: str | Path | None = None,
+    distributed: bool = False,
 ) -> AffineMap:
     """Fit h_target ≈ A h_source + b over the token positions of a text, and print its report.
 
@@ -57,9 +59,12 @@ def fit_affine_map(
         method: which map: see `alignment.solvers`, and the README's table of which to choose when.
         relative_ridges: candidates for λ, per position, in units of the mean variance of a source dimension.
         checkpoint: a folder to keep the moments in every minute, so that a fit that was killed goes on from there.
+        distributed: share the pass with the other processes of torch.distributed's group, which must be initialized,
+            and in which all must call this with the same arguments. Each gets the same map; rank 0 prints.
 
     Raises:
-        LrtError: a bad layer or document, an activation that is not finite, or fewer positions than dimensions.
+        LrtError: a bad layer or document, an activation that is not finite, or fewer positions than dimensions; or
+            another process failed.
     """
     harvested = harvest_moments(
         source,
@@ -73,12 +78,15 @@ def fit_affine_map(
         layout=layout,
         prepend_bos=prepend_bos,
         checkpoint=checkpoint,
+        distributed=distributed,
     )
     fitted = fit_moments(harvested, method=method, relative_ridges=relative_ridges)
-    print(fitted)
+    if is_first():
+        print(fitted)
     return fitted
 
 
+@shared
 def harvest_moments(
     source: HookedModel,
     target: HookedModel,
@@ -92,6 +100,7 @@ def harvest_moments(
     layout: Layout = "split",
     prepend_bos: bool = True,
     checkpoint: str | Path | None = None,
+    distributed: bool = False,
 ) -> HarvestedMoments:
     """The pass over the text of `fit_affine_map` alone, which takes the same arguments.
 
@@ -113,7 +122,8 @@ def harvest_moments(
         exclude=Exclusion(exclude),
     )
     pairs = fit_pairs([f"source:{name}" for name in source_hooks], [f"target:{target_hook}"], stacked=True)
-    return accumulate(harvest, sources, [site_of(target, hook_name=target_hook)], pairs, checkpoint=checkpoint)
+    targets = [site_of(target, hook_name=target_hook)]
+    return accumulate(harvest, sources, targets, pairs, checkpoint=checkpoint, distributed=distributed)
 
 
 def fit_moments(

@@ -7,7 +7,7 @@ and massive activations would otherwise dominate the least squares, and they are
 
 import heapq
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import islice
 from typing import Any
 
@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from lrt_tl.alignment.processes import is_first
 from lrt_tl.errors import LrtError
 from lrt_tl.models.capture import capture
 from lrt_tl.models.identity import same_tokenizer
@@ -129,17 +130,23 @@ class Harvest:
         Raises:
             LrtError: there is none.
         """
-        documents = tqdm(self._kept(HarvestCounts()), desc="read", unit=" documents", leave=False)
+        kept = self._kept(HarvestCounts())
+        documents = tqdm(kept, desc="read", unit=" documents", leave=False, disable=not is_first())
         sample = heapq.nsmallest(n, documents, key=lambda document: hash_of(document.text))
         if not sample:
             raise LrtError(f"{self.documents.name}: every document contains a contrast or behavior text")
         return sample
 
-    def run(self, calibration: Calibration, counts: HarvestCounts, *, skip: int = 0) -> Iterator[PairedActivations]:
+    def run(
+        self, calibration: Calibration, counts: HarvestCounts, *, skip: int = 0, rank: int = 0, size: int = 1
+    ) -> Iterator[PairedActivations]:
         """One pass over the documents. `counts` is filled on the way.
 
         Args:
             skip: batches to pass over, for `counts` holds them already.
+            rank: of the `size` processes that share the pass: the models run on every `size`-th batch only, from this
+                one. All documents are read and tokenized in each, so that the batches are the same in any number of
+                processes, and `counts` counts all documents, but the positions of these batches.
 
         Raises:
             LrtError: an activation is NaN or infinite (names the hook point and the document), or a document tokenizes
@@ -149,17 +156,17 @@ class Harvest:
         names = ("context_length", "layout", "prepend_bos")
         counts.settings = {"documents": self.documents.name, **{name: getattr(self, name) for name in names}}
         batch_counts = BatchCounts()
-        progress = tqdm(desc="harvest", unit=" positions", unit_scale=True)
-        for batch in islice(self._batches(self._kept(counts), batch_counts, layout=self.layout), skip, None):
+        progress = tqdm(desc="harvest", unit=" positions", unit_scale=True, disable=not is_first())
+        batches = self._batches(self._kept(counts), batch_counts, layout=self.layout)
+        for batch in islice(batches, rank + skip * size, None, size):
             states = self._states(batch)
-            counts.documents, counts.tokens_truncated = batch_counts.documents, batch_counts.tokens_truncated
+            vars(counts).update(asdict(batch_counts))
             content = batch.source.content
             rows = content.nonzero()[:, 0]
             splits = batch.splits[rows]
             sink = torch.zeros(len(splits), dtype=torch.bool)
             for key, activations in states.items():
                 sink |= (activations.norm(dim=-1) > SINK_RATIO * calibration.median_norms[key]).cpu()
-            counts.tokens_unpaired = batch_counts.tokens_unpaired
             counts.special_dropped += int(batch.source.special.sum())
             counts.sinks_dropped += int(sink.sum())
             counts.positions += int((~sink).sum())
@@ -167,6 +174,7 @@ class Harvest:
             kept = {key: a[~sink.to(a.device)] if sink.any() else a for key, a in states.items()}
             transformed = {key: self._transformed(key, activations) for key, activations in kept.items()}
             yield PairedActivations(transformed, splits[~sink], rows[~sink])
+        vars(counts).update(asdict(batch_counts))  # the last batches may be another's
         progress.close()
 
     def _transformed(self, key: str, activations: Tensor) -> Tensor:
