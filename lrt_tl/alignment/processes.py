@@ -5,14 +5,17 @@ another. What one has to tell the others it leaves in the group's store: an erro
 second. A collective would wait for a process that never comes, so before each one all meet at the store.
 """
 
+import atexit
 import itertools
 import json
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import wraps
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -23,7 +26,7 @@ if TYPE_CHECKING:
 
 _SECONDS_BETWEEN_LOOKS = 1.0
 _SECONDS_BETWEEN_LOOKS_AT_A_MEETING = 0.02
-_SECONDS_FOR_OTHERS_TO_HEAR = 30.0
+_SECONDS_TO_PART = 30.0
 _Parameters = ParamSpec("_Parameters")
 _Result = TypeVar("_Result")
 _Value = TypeVar("_Value")
@@ -32,6 +35,39 @@ _Value = TypeVar("_Value")
 def is_first() -> bool:
     """Whether this process is the one to print and to draw progress bars: the only one, or rank 0 of its group."""
     return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
+
+
+def join_launched(device: str | None) -> tuple[str | None, bool]:
+    """Join the group of the processes that torchrun launched, if it launched this one.
+
+    Args:
+        device: if None, each process gets a CUDA device of its own, where there are any.
+
+    Returns:
+        the device to use, and whether there is such a group.
+
+    Raises:
+        LrtError: there are more processes than CUDA devices on this machine.
+    """
+    if not (dist.is_available() and dist.is_torchelastic_launched()):
+        return device, False
+    own = device is None and torch.cuda.is_available()
+    if own:
+        device = _own_cuda_device(int(os.environ["LOCAL_RANK"]), torch.cuda.device_count())
+        torch.cuda.set_device(device)
+    if not dist.is_initialized():
+        dist.init_process_group("nccl" if own and dist.is_nccl_available() else "gloo")
+        atexit.register(dist.destroy_process_group)
+    return device, True
+
+
+def _own_cuda_device(local_rank: int, n_devices: int) -> str:
+    if local_rank >= n_devices:
+        raise LrtError(
+            f"process {local_rank} of this machine has no CUDA device of its own, for there are {n_devices}: start no "
+            f"more processes than that (--nproc-per-node={n_devices}), or give --device"
+        )
+    return f"cuda:{local_rank}"
 
 
 class Processes:
@@ -102,16 +138,20 @@ class Processes:
             tensor.copy_(there)
 
     def tell(self, error: BaseException) -> None:
-        """Leave the first error for the others, and give them time to see it: the store may go with this process."""
-        if self._store is None:
-            return
+        """Leave an error for the others, unless another was first."""
         message = str(error) if isinstance(error, LrtError) else f"{type(error).__name__}: {error}"
-        with suppress(RuntimeError):  # the store is gone already
-            self._store.compare_set("failed", "", json.dumps([self.rank, message]))
-            self._store.add("heard", 1)
-            until = time.monotonic() + _SECONDS_FOR_OTHERS_TO_HEAR
-            while self._store.add("heard", 0) < self.size and time.monotonic() < until:
-                time.sleep(_SECONDS_BETWEEN_LOOKS_AT_A_MEETING)
+        if self._store is not None:
+            with suppress(RuntimeError):  # the store is gone already
+                self._store.compare_set("failed", "", json.dumps([self.rank, message]))
+
+    def part(self) -> None:
+        """Wait until all have come here, some time at most: the store may go with this process."""
+        if self._store is not None:
+            until = time.monotonic() + _SECONDS_TO_PART
+            with suppress(RuntimeError):  # the store is gone, and so the one that kept it has seen all come
+                self._store.add("parting", 1)
+                while self._store.add("parting", 0) < self.size and time.monotonic() < until:
+                    time.sleep(_SECONDS_BETWEEN_LOOKS_AT_A_MEETING)
 
     def _look_at(self, store: "Store") -> None:
         if store.check(["failed"]):
@@ -148,7 +188,7 @@ def sharing(distributed: bool) -> Iterator[Processes]:
             _open[0].tell(error)
             raise
         finally:
-            _open.clear()
+            _open.pop().part()
 
 
 def shared(function: Callable[_Parameters, _Result]) -> Callable[_Parameters, _Result]:
