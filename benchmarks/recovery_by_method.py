@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 import lrt_tl as lrt
-from lrt_tl.alignment.fit import solve
 from lrt_tl.alignment.counts import HarvestCounts
+from lrt_tl.alignment.fit import solve
 from lrt_tl.alignment.harvest import Harvest
 from lrt_tl.alignment.moments import Moments, fit_pairs, pool
 from lrt_tl.alignment.selection import Method
@@ -178,6 +178,7 @@ def main() -> None:
     parser.add_argument("--position", default="last", choices=("mean", "last"))
     parser.add_argument("--coefficients", default="-1,-0.5,0,0.5,1", help=f"{COEFFICIENTS} is usual elsewhere")
     parser.add_argument("--draws", type=int, default=32)
+    parser.add_argument("--one-pass", action="store_true", help="leave out the rows that need the text again")
     given = parser.parse_args()
     warnings.filterwarnings("ignore", message=".*tokens per source dimension.*")
     layer, target_layer = map(int, given.layers.split(":"))
@@ -209,12 +210,13 @@ def main() -> None:
         ]
         native = lrt.mean_difference(target, contrast, layer=target_layer, position=given.position)
         tasks.append(Task(behavior, vectors, native))
-    quarter = [document.text for document in documents if hash_of(document.text[::-1]) % 4 == 0]
-    candidates = [*by_method(moments, layer), *of_text(harvest, moments, "a quarter of the text", quarter)]
+    candidates = list(by_method(moments, layer))
+    if not given.one_pass:
+        quarter = [document.text for document in documents if hash_of(document.text[::-1]) % 4 == 0]
+        candidates += of_text(harvest, moments, "a quarter of the text", quarter)
+        candidates += [each for task in tasks for each in of_task(harvest, moments, task)]
     if given.other_documents:
         candidates += of_text(harvest, moments, "other text", named_documents(given.other_documents))
-    for task in tasks:
-        candidates += of_task(harvest, moments, task)
     rows = [
         row for task in tasks for row in measured(task, candidates, list(parts_of_native(moments, task)), target, given)
     ]

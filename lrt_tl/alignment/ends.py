@@ -8,7 +8,7 @@ import torch
 
 from lrt_tl.alignment.harvest import Transform
 from lrt_tl.errors import LrtError
-from lrt_tl.models.deferred import DeferredModel
+from lrt_tl.models.deferred import DeferredModel, load_alone
 from lrt_tl.models.hook_names import resolve_hook_name
 from lrt_tl.models.identity import Site, site_of
 from lrt_tl.models.protocol import HookedModel
@@ -74,7 +74,7 @@ def look_at(model: Model, end: Sequence[Any], *, by_layer: bool, sequential: boo
             "with sequential=True, source and target are functions that load the models, such as "
             'lambda: lrt_tl.load_model("gpt2"), so that one is in memory at a time; without it they are the models'
         )
-    loaded: Any = load() if sequential else model
+    loaded: Any = load_alone(load) if sequential else model
     if not isinstance(loaded, HookedModel):
         raise LrtError(f"a TransformerLens model was to be loaded, not {type(loaded).__name__}")
     names = _resolve(loaded, end, by_layer=by_layer)

@@ -13,6 +13,7 @@ from lrt_tl.alignment.diagnostics import r_squared
 from lrt_tl.alignment.ends import HookNames, Layers, Model, both_ends, look_at, site_of_features
 from lrt_tl.alignment.harvest import Harvest, Transform
 from lrt_tl.alignment.moments import Centered, fit_pairs, pool
+from lrt_tl.alignment.processes import is_first, shared
 from lrt_tl.alignment.selection import Addition, Method, add_sources, choose, narrowed
 from lrt_tl.errors import LrtError
 from lrt_tl.models.identity import Site
@@ -42,6 +43,7 @@ def fit_affine_map(
     select_layers: bool = False,
     relative_ridges: Sequence[float] = RELATIVE_RIDGES,
     checkpoint: str | Path | None = None,
+    distributed: bool = False,
 ) -> AffineMap:
     """Fit h_target ≈ A h_source + b over the token positions of a text, and print its report.
 
@@ -68,9 +70,12 @@ def fit_affine_map(
         select_layers: of several source layers, keep those that the map needs: see `selection.add_sources`.
         relative_ridges: candidates for λ, per position, in units of the mean variance of a source dimension.
         checkpoint: a folder to keep the moments in every minute, so that a fit that was killed goes on from there.
+        distributed: share the pass with the other processes of torch.distributed's group, which must be initialized,
+            and in which all must call this with the same arguments. Each gets the same map; rank 0 prints.
 
     Raises:
-        LrtError: a bad layer or document, an activation that is not finite, or fewer positions than dimensions.
+        LrtError: a bad layer or document, an activation that is not finite, or fewer positions than dimensions; or
+            another process failed.
     """
     at_target = both_ends(layers, hook_names)[1]
     if len(at_target) != 1 or at_target == ["all"]:
@@ -89,9 +94,11 @@ def fit_affine_map(
         prepend_bos=prepend_bos,
         sequential=sequential,
         checkpoint=checkpoint,
+        distributed=distributed,
     )
     fitted = fit_moments(harvested, method=method, select_layers=select_layers, relative_ridges=relative_ridges)
-    print(fitted)
+    if is_first():
+        print(fitted)
     return fitted
 
 
@@ -111,10 +118,12 @@ def fit_affine_maps(
     choice = {"select_layers": options.pop("select_layers", False)}
     harvested = harvest_moments(source, target, documents, **options)
     maps = AffineMaps(tuple(fit_moments(harvested, target=site, method=method, **choice) for site in harvested.targets))
-    print(maps)
+    if is_first():
+        print(maps)
     return maps
 
 
+@shared
 def harvest_moments(
     source: Model,
     target: Model,
@@ -130,6 +139,7 @@ def harvest_moments(
     prepend_bos: bool = True,
     sequential: bool = False,
     checkpoint: str | Path | None = None,
+    distributed: bool = False,
 ) -> HarvestedMoments:
     """The pass over the text of `fit_affine_map` alone, which takes the same arguments; here also with several target
     layers.
@@ -151,7 +161,8 @@ def harvest_moments(
         prepend_bos=prepend_bos,
         sequential=sequential,
     )
-    return accumulate(harvest, sources, targets, fit_pairs(*harvest.keys, stacked=True), checkpoint=checkpoint)
+    pairs = fit_pairs(*harvest.keys, stacked=True)
+    return accumulate(harvest, sources, targets, pairs, checkpoint=checkpoint, distributed=distributed)
 
 
 def prepare(

@@ -17,12 +17,14 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from lrt_tl.alignment.counts import HarvestCounts
+from lrt_tl.alignment.forward import Seen, Side, one_at_a_time, rows_of, together
+from lrt_tl.alignment.processes import is_first
 from lrt_tl.errors import LrtError
-from lrt_tl.models.capture import capture
+from lrt_tl.models.deferred import DeferredModel
 from lrt_tl.models.identity import same_tokenizer
 from lrt_tl.models.protocol import HookedModel
 from lrt_tl.steering.hooks import require_at_rest
-from lrt_tl.text.batches import BatchCounts, Layout, TokenBatch, TokenRows, token_batches
+from lrt_tl.text.batches import BatchCounts, Layout, TokenBatch, token_batches
 from lrt_tl.text.documents import Document, Documents, Exclusion, hash_of
 
 SINK_RATIO = 10.0
@@ -63,8 +65,8 @@ class Calibration:
 class Harvest:
     """Two models, their hook points, the documents, and how to batch them."""
 
-    source: HookedModel
-    target: HookedModel
+    source: HookedModel | DeferredModel
+    target: HookedModel | DeferredModel
     source_hooks: Sequence[str]
     target_hooks: Sequence[str]
     documents: Documents
@@ -78,7 +80,8 @@ class Harvest:
 
     def __post_init__(self) -> None:
         for model in (self.source, self.target):
-            require_at_rest(model)
+            if not isinstance(model, DeferredModel):
+                require_at_rest(model)
             if self.context_length > model.cfg.n_ctx:
                 raise LrtError(
                     f"context_length={self.context_length} is more than {model.cfg.model_name} reads "
@@ -98,8 +101,8 @@ class Harvest:
         """
         sample = self.sample(_CALIBRATION_DOCUMENTS)
         states: dict[str, list[Tensor]] = {}
-        for batch in self._batches(sample, BatchCounts(), layout="truncate"):
-            for key, activations in self._states(batch)[0].items():
+        for _, (of_batch, _) in self._seen(self._batches(sample, BatchCounts(), layout="truncate")):
+            for key, activations in of_batch.items():
                 states.setdefault(key, []).append(activations)
         pooled = {key: torch.cat(parts) for key, parts in states.items()}
         if not all(len(activations) for activations in pooled.values()):
@@ -118,17 +121,23 @@ class Harvest:
         Raises:
             LrtError: there is none.
         """
-        documents = tqdm(self._kept(HarvestCounts()), desc="read", unit=" documents", leave=False)
+        kept = self._kept(HarvestCounts())
+        documents = tqdm(kept, desc="read", unit=" documents", leave=False, disable=not is_first())
         sample = heapq.nsmallest(n, documents, key=lambda document: hash_of(document.text))
         if not sample:
             raise LrtError(f"{self.documents.name}: every document contains a contrast or behavior text")
         return sample
 
-    def run(self, calibration: Calibration, counts: HarvestCounts, *, skip: int = 0) -> Iterator[PairedActivations]:
+    def run(
+        self, calibration: Calibration, counts: HarvestCounts, *, skip: int = 0, rank: int = 0, size: int = 1
+    ) -> Iterator[PairedActivations]:
         """One pass over the documents. `counts` is filled on the way.
 
         Args:
             skip: batches to pass over, for `counts` holds them already.
+            rank: of the `size` processes that share the pass: the models run on every `size`-th batch only, from this
+                one. All documents are read and tokenized in each, so that the batches are the same in any number of
+                processes, and `counts` counts all documents, but the positions of these batches.
 
         Raises:
             LrtError: an activation is NaN or infinite (names the hook point and the document), or a document tokenizes
@@ -138,17 +147,17 @@ class Harvest:
         counts.median_norms = calibration.median_norms
         names = ("context_length", "layout", "prepend_bos")
         counts.settings = {"documents": self.documents.name, **{name: getattr(self, name) for name in names}}
-        progress = tqdm(desc="harvest", unit=" positions", unit_scale=True)
-        for batch in islice(self._batches(self._kept(counts), counts, layout=self.layout), skip, None):
-            states, norms = self._states(batch)
+        progress = tqdm(desc="harvest", unit=" positions", unit_scale=True, disable=not is_first())
+        batches = self._batches(self._kept(counts), counts, layout=self.layout)
+        for batch, (states, norms) in self._seen(islice(batches, rank + skip * size, None, size)):
             rows = batch.source.content.nonzero()[:, 0]
             splits = batch.splits[rows]
-            at_text = {key: norm[_side(batch, key).content] for key, norm in norms.items()}
+            at_text = {key: norm[rows_of(batch, key).content] for key, norm in norms.items()}
             sink = torch.zeros(len(splits), dtype=torch.bool)
             for key, norm in at_text.items():
                 sink |= norm > SINK_RATIO * calibration.median_norms[key]
             for key, norm in norms.items():
-                counts.add_norms(key, norm[_side(batch, key).mask], at_text[key][~sink])
+                counts.add_norms(key, norm[rows_of(batch, key).mask], at_text[key][~sink])
             counts.sinks_dropped += int(sink.sum())
             counts.positions += int((~sink).sum())
             progress.update(len(splits))
@@ -173,9 +182,9 @@ class Harvest:
                 yield document
 
     def _batches(self, documents: Any, counts: BatchCounts, *, layout: Layout) -> Iterator[TokenBatch]:
-        one = same_tokenizer(self.source, self.target)
+        tokenizers = [self.source.tokenizer, self.target.tokenizer]
         return token_batches(
-            [self.source.tokenizer] if one else [self.source.tokenizer, self.target.tokenizer],
+            tokenizers[:1] if same_tokenizer(*tokenizers) else tokenizers,
             documents,
             batch_size=self.batch_size,
             context_length=self.context_length,
@@ -184,33 +193,9 @@ class Harvest:
             counts=counts,
         )
 
-    def _states(
-        self, batch: TokenBatch
-    ) -> tuple[dict[str, Float[Tensor, "position _"]], dict[str, Float[Tensor, "row _"]]]:
-        """Both models' activations at the text of a batch, and the norms at all of it, on the CPU; by `source:` or
-        `target:` and the hook name."""
-        states, norms = {}, {}
-        sides = (("source", self.source, self.source_hooks), ("target", self.target, self.target_hooks))
-        for side, model, hooks in sides:
-            rows = _side(batch, side)
-            for name, activations in capture(model, rows.tokens, rows.mask, hooks).items():
-                where = f"{model.cfg.model_name}, {name}"
-                states[f"{side}:{name}"] = _at_text(rows, batch.names, activations, where)
-                norms[f"{side}:{name}"] = activations.norm(dim=-1).cpu()
-        return states, norms
-
-
-def _side(batch: TokenBatch, key: str) -> TokenRows:
-    """The rows of the model that a key begins with."""
-    return batch.source if key.startswith("source") else batch.target
-
-
-def _at_text(
-    rows: TokenRows, names: Sequence[str], activations: Float[Tensor, "row position d_model"], where: str
-) -> Float[Tensor, "kept d_model"]:
-    states = activations[rows.content.to(activations.device)]
-    if not torch.isfinite(states).all():
-        bad = ~torch.isfinite(activations).all(-1).cpu() & rows.content
-        row = int(bad.any(1).nonzero()[0])
-        raise LrtError(f"{where}: an activation is NaN or infinite on {names[row]}")
-    return states
+    def _seen(self, batches: Iterator[TokenBatch]) -> Iterator[tuple[TokenBatch, Seen]]:
+        """Each batch, and what both models make of it."""
+        sides = Side("source", self.source, self.source_hooks), Side("target", self.target, self.target_hooks)
+        if any(isinstance(side.model, DeferredModel) for side in sides):
+            return one_at_a_time(*sides, batches)
+        return together(*sides, batches)

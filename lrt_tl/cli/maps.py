@@ -52,10 +52,12 @@ def fit(
 ) -> None:
     """Fit the affine map between two models' residual streams, and save it."""
     from lrt_tl.alignment.fit import fit_affine_map
+    from lrt_tl.alignment.processes import is_first, join_launched
     from lrt_tl.artifacts import refuse_existing
 
     refuse_existing(out)
     ends = ends_of(layers)
+    device, distributed = join_launched(device)
     options = (model_class, processed, device, dtype)
     models, texts = _models_and_texts(source, target, documents, exclude, chat_template, options)
     affine_map = fit_affine_map(
@@ -70,7 +72,10 @@ def fit(
         prepend_bos=prepend_bos,
         method=method,
         checkpoint=checkpoint,
+        distributed=distributed,
     )
+    if not is_first():
+        return
     affine_map.save(out)
     print_table("The map", affine_map.summary())
     print_table("The text that it was fitted on", affine_map.report.harvested())
@@ -96,10 +101,12 @@ def harvest(
 ) -> None:
     """Save the moments of one part of the text: `merge` adds parts up, `solve` makes the map."""
     from lrt_tl.alignment.fit import harvest_moments
+    from lrt_tl.alignment.processes import is_first, join_launched
     from lrt_tl.artifacts import refuse_existing
 
     refuse_existing(out)
     ends = ends_of(layers)
+    device, distributed = join_launched(device)
     options = (model_class, processed, device, dtype)
     models, texts = _models_and_texts(source, target, documents, exclude, chat_template, options)
     moments = harvest_moments(
@@ -113,7 +120,10 @@ def harvest(
         layout=layout,
         prepend_bos=prepend_bos,
         checkpoint=checkpoint,
+        distributed=distributed,
     )
+    if not is_first():
+        return
     moments.save(out)
     print(moments)
 
@@ -172,10 +182,12 @@ def search(
 ) -> None:
     """Find which layers to pair: fit a map between every pair of them, in one pass."""
     from lrt_tl.alignment.layer_search import search_layers
+    from lrt_tl.alignment.processes import is_first, join_launched
     from lrt_tl.artifacts import refuse_existing
 
     if out is not None:
         refuse_existing(out)
+    device, distributed = join_launched(device)
     options = (model_class, processed, device, dtype)
     models, texts = _models_and_texts(source, target, documents, exclude, chat_template, options)
     found = search_layers(
@@ -191,7 +203,10 @@ def search(
         prepend_bos=prepend_bos,
         checkpoint=checkpoint,
         seed=seed,
+        distributed=distributed,
     )
+    if not is_first():
+        return
     print_columns("R² on test documents, of a ridge map between each pair of layers", found.rows())
     print_table("The best pair", found.summary())
     if out is not None:

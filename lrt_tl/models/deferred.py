@@ -26,10 +26,12 @@ def present(model: HookedModel | DeferredModel) -> Iterator[HookedModel]:
 
     It is let go when nothing refers to it any longer: whoever uses this must not keep it in a variable.
     """
-    if not isinstance(model, DeferredModel):
-        yield model
-        return
-    gc.collect()  # a model before this one may wait in a circle of references
+    yield load_alone(model.load) if isinstance(model, DeferredModel) else model
+
+
+def load_alone(load: Callable[[], HookedModel]) -> HookedModel:
+    """Load a model, after the memory of one before it, which may wait in a circle of references, has been freed."""
+    gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    yield model.load()
+    return load()

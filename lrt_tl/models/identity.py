@@ -166,15 +166,15 @@ _HOW_TO_LOAD = {
 }
 
 
-def same_tokenizer(source: HookedModel, target: HookedModel) -> bool:
-    """Whether the positions of two models' tokens pair one to one.
+def same_tokenizer(source: Any, target: Any) -> bool:
+    """Whether the positions of two tokenizers' tokens pair one to one.
 
-    `d_vocab` is not compared: models of one family pad their embeddings to different sizes. Special tokens are: a chat
-    model's role markers are plain text to the model that it was made from.
+    Special tokens count: a chat model's role markers are plain text to the model that it was made from. The models'
+    `d_vocab` does not: models of one family pad their embeddings to different sizes.
     """
-    ours, theirs = source.tokenizer, target.tokenizer
-    same_rules = tokenizer_fingerprint(ours) == tokenizer_fingerprint(theirs)
-    return same_rules and ours.bos_token_id == theirs.bos_token_id and special_tokens(ours) == special_tokens(theirs)
+    same_rules = tokenizer_fingerprint(source) == tokenizer_fingerprint(target)
+    same_begin = source.bos_token_id == target.bos_token_id
+    return same_rules and same_begin and special_tokens(source) == special_tokens(target)
 
 
 def special_tokens(tokenizer: Any) -> dict[int, str]:
