@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -135,6 +136,7 @@ def main() -> None:
     """All cases."""
     torch.set_num_threads(1)
     tqdm.monitor_interval = 0  # a thread, which a fork would not take along
+    tqdm.set_lock(threading.RLock())  # its own is shared by forks, and whoever is killed never gives it back
     source, target, out = map(Path, sys.argv[1:])
     models = load_model(source), load_model(target)
     sites = [site_of(model, hook_name=hook) for model, hook in zip(models, HOOKS, strict=True)]
