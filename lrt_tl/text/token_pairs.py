@@ -5,7 +5,7 @@ the position of the other whose token ends on the same character of the document
 these count characters of the original text, whatever was normalized (lower-cased, composed, prefixed) on the way.
 
 Normalizers compose: `e` and an accent, two characters, become the one `é`, and the offsets then name the `e` alone. So
-what composes with the characters before it belongs to their token, and no token that ends in between pairs.
+what joins the characters before it belongs to their token, and no token that ends in between pairs.
 """
 
 import unicodedata
@@ -17,7 +17,7 @@ from lrt_tl.errors import LrtError
 from lrt_tl.models.identity import special_tokens
 
 _COMPOSED_AT_MOST = 8
-"""Characters that are looked back on to see whether the next one composes with them."""
+"""Characters that are looked back on to see whether the next one joins them."""
 
 
 @dataclass(frozen=True)
@@ -64,26 +64,28 @@ def tokens_with_ends(tokenizer: Any, texts: Sequence[str]) -> list[Tokens]:
             for token, (start, end), next_start in zip(ids, offsets, next_starts, strict=True)
         ]
         if not text.isascii():
-            ends = [_end_of_composed(text, end, stop) for end, stop in zip(ends, next_starts, strict=True)]
-            is_end = [known and not _composes(text, end) for end, known in zip(ends, is_end, strict=True)]
+            ends = [_end_with_marks(text, end, stop) for end, stop in zip(ends, next_starts, strict=True)]
+            is_end = [known and not _joins(text, end) for end, known in zip(ends, is_end, strict=True)]
         found.append(Tokens(list(ids), ends, is_end))
     return found
 
 
-def _end_of_composed(text: str, end: int, next_start: int) -> int:
-    """`end`, after the characters that compose with those before it and that no other token stands for."""
-    while end < next_start and _composes(text, end):
+def _end_with_marks(text: str, end: int, next_start: int) -> int:
+    """`end`, after the characters that join those before it and that no other token stands for."""
+    while end < next_start and _joins(text, end):
         end += 1
     return end
 
 
-def _composes(text: str, index: int) -> bool:
-    """Whether a character merges with those before it when text is normalized: accents, parts of Hangul syllables."""
+def _joins(text: str, index: int) -> bool:
+    """Whether normalizing may merge a character with those before it, or move it among them: accents and other
+    combining marks, parts of a Hangul syllable."""
     if not 0 < index < len(text) or text[index] < "\u0300":
         return False
-    before = text[max(0, index - _COMPOSED_AT_MOST) : index]
-    joined, apart = (unicodedata.normalize("NFKC", some) for some in (before + text[index], text[index]))
-    return joined != unicodedata.normalize("NFKC", before) + apart
+    before, apart = text[max(0, index - _COMPOSED_AT_MOST) : index], unicodedata.normalize("NFKC", text[index])
+    if unicodedata.combining(apart[0]):
+        return True
+    return unicodedata.normalize("NFKC", before + text[index]) != unicodedata.normalize("NFKC", before) + apart
 
 
 def pair_positions(one: Tokens, other: Tokens) -> list[tuple[int, int]]:

@@ -183,6 +183,7 @@ def test_special_tokens_and_padding_are_no_difference() -> None:
         lambda: tokenizer(pieces=pre_tokenizers.WhitespaceSplit),
         lambda: tokenizer(lower=True),
         lambda: tokenizer(bos_token="word5"),
+        lambda: tokenizer(extra_special_tokens=["<|user|>"]),
     ],
 )
 def test_other_tokenizers_are_told_apart(other: Callable[[], Any]) -> None:
