@@ -46,7 +46,7 @@ class Letters:
     """A tokenizer whose tokens are letters."""
 
     bos_token_id = eos_token_id = pad_token_id = 0
-    all_special_ids = (0,)
+    all_special_ids, all_special_tokens = (0,), ("|",)
 
     def __call__(self, texts: list[str], **options: Any) -> dict[str, list[list[int]]]:
         return {"input_ids": [[LETTERS.index(letter) + 1 for letter in text] for text in texts]}
