@@ -16,7 +16,8 @@ import torch
 from timing import interleaved
 
 import lrt_tl as lrt
-from lrt_tl.alignment.harvest import Harvest, HarvestCounts
+from lrt_tl.alignment.counts import HarvestCounts
+from lrt_tl.alignment.harvest import Harvest
 from lrt_tl.alignment.moments import Moments, fit_pairs
 from lrt_tl.models.capture import capture
 from lrt_tl.models.hook_names import resolve_hook_name

@@ -16,8 +16,9 @@ from torch.nn.functional import mse_loss
 from tqdm.auto import tqdm
 
 import lrt_tl as lrt
+from lrt_tl.alignment.counts import HarvestCounts
 from lrt_tl.alignment.fit import RELATIVE_RIDGES
-from lrt_tl.alignment.harvest import Harvest, HarvestCounts
+from lrt_tl.alignment.harvest import Harvest
 from lrt_tl.alignment.moments import Moments, fit_pairs
 from lrt_tl.alignment.selection import choose
 from lrt_tl.models.hook_names import resolve_hook_name

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from lrt_tl.alignment.ends import Layers
 from lrt_tl.errors import LrtError
 from lrt_tl.evaluation.samples import sample_texts
 from lrt_tl.models.protocol import HookedModel
@@ -41,7 +42,7 @@ def demonstrate(
     target: HookedModel,
     behaviors: Sequence[str] = BEHAVIORS,
     *,
-    layers: tuple[int | Sequence[int], int] | None = None,
+    layers: tuple[Layers, int] | None = None,
     n_draws: int = N_DRAWS,
     seed: int = 0,
     arguments: Mapping[str, str] | None = None,
@@ -65,7 +66,7 @@ def demonstrate(
         target,
         documents(N_DOCUMENTS),
         tasks,
-        layers=layers or (range(source.cfg.n_layers), middle_layer(target)),
+        layers=layers or ("all", middle_layer(target)),
         position="last",
         coefficients=COEFFICIENTS,
         n_draws=n_draws,

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from lrt_tl.alignment.affine_map import AffineMap
-from lrt_tl.alignment.fit import fit_affine_map, resolve_ends
+from lrt_tl.alignment.ends import Layers, resolve_ends
+from lrt_tl.alignment.fit import fit_affine_map
 from lrt_tl.alignment.selection import Method
 from lrt_tl.artifacts import new_folder, write_json, write_text
 from lrt_tl.errors import LrtError
@@ -99,7 +100,7 @@ class TransferRun:
             sections,
             target="the target" if target.model is None else target.model.name,
             map_table=self.affine_map.summary(),
-            harvest_table=_harvest_table(self.affine_map),
+            harvest_table=self.affine_map.report.harvested(),
             versions=_versions(),
             reproduce=_reproduce(self.arguments),
         )
@@ -117,9 +118,10 @@ def transfer(
     documents: Any = None,
     tasks: Sequence[tuple[Any, Any]] = (),
     *,
-    layers: tuple[int | Sequence[int], int] | None = None,
+    layers: tuple[Layers, int] | None = None,
     hook_names: tuple[str | Sequence[str], str] | None = None,
     method: Method = "ridge",
+    select_layers: bool = False,
     position: TextPosition = "mean",
     coefficients: Sequence[float] = COEFFICIENTS,
     n_draws: int = N_DRAWS,
@@ -141,6 +143,7 @@ def transfer(
         layers: source and target layer, or several source layers and the target's; or `hook_names`, of both.
             With several, the source's own slope is that of the last one's vector.
         method: which map: see `fit_affine_map`.
+        select_layers: of several source layers, keep those that the map needs.
         position: where the contrast texts' states are read.
         coefficients: in units of the native vector.
         n_draws: random vectors, and shuffled maps.
@@ -155,7 +158,7 @@ def transfer(
         for contrast, behavior in tasks
     ]
     _check_behaviors([behavior for _, behavior in read], source, target)
-    source_hooks, target_hook = resolve_ends(source, target, layers, hook_names)
+    source_hooks, (target_hook, *_) = resolve_ends(source, target, layers, hook_names)
     for model, name in [*((source, hook) for hook in source_hooks), (target, target_hook)]:
         check_writable(model, name)
     documents = read_documents(named_documents(default_documents(source, target) if documents is None else documents))
@@ -172,13 +175,14 @@ def transfer(
         layout=layout,
         prepend_bos=prepend_bos,
         method=method,
+        select_layers=select_layers,
     )
     neutral = neutral_texts(documents, Exclusion(texts))
     behaviors = []
     for pairs, behavior in read:
         *vectors, native = (
             mean_difference(model, pairs, hook_name=hook, position=position, prepend_bos=prepend_bos)
-            for model, hook in [*((source, hook) for hook in source_hooks), (target, target_hook)]
+            for model, hook in [*((source, site.hook_name) for site in affine_map.sources), (target, target_hook)]
         )
         transferred = affine_map.transport(vectors)
         result = evaluate_transfer(
@@ -204,6 +208,7 @@ def transfer(
         "layers": layers,
         "hook_names": hook_names,
         "method": method,
+        "select_layers": select_layers,
         "position": position,
         "coefficients": list(coefficients),
     }
@@ -244,20 +249,6 @@ def neutral_texts(documents: Any, exclusion: Exclusion | None = None) -> list[st
 def _versions() -> dict[str, str]:
     packages = ("lrt-tl", "transformer-lens", "transformers", "torch")
     return {"python": platform.python_version(), **{name: version(name) for name in packages}}
-
-
-def _harvest_table(affine_map: AffineMap) -> dict[str, str]:
-    counts = affine_map.report.harvest
-    return {
-        "documents": f"{counts['documents']:,}",
-        "documents left out, for they contain a contrast or behavior text": f"{counts['documents_excluded']:,}",
-        "tokens cut off": f"{counts['tokens_truncated']:,}",
-        "positions kept": f"{counts['positions']:,} (the map is fitted on {affine_map.report.tokens:,} of them)",
-        "tokens of the source that pair with none of the target": f"{counts['tokens_unpaired']:,}",
-        "special tokens left out": f"{counts['special_dropped']:,}",
-        "sinks left out (norm over 10× the median)": f"{counts['sinks_dropped']:,}",
-        **{f"median norm, {name}": f"{norm:.1f}" for name, norm in counts["median_norms"].items()},
-    }
 
 
 def _reproduce(arguments: Mapping[str, Any]) -> str:

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from lrt_tl.alignment.affine_map import AffineMap
+from lrt_tl.alignment.counts import HarvestCounts
 from lrt_tl.alignment.fit import fit_affine_map, solve
-from lrt_tl.alignment.harvest import Harvest, HarvestCounts
+from lrt_tl.alignment.harvest import Harvest
 from lrt_tl.alignment.moments import Moments, fit_pairs
 from lrt_tl.evaluation.evaluate import TransferResult, evaluate_transfer
 from lrt_tl.models.identity import site_of

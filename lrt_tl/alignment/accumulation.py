@@ -2,25 +2,33 @@
 goes on where it was, and saved, so that the passes of several machines add up."""
 
 import hashlib
+import json
 import re
 import shutil
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from functools import reduce
 from pathlib import Path
+from secrets import token_hex
 from typing import Any
 
+import torch
 from tqdm.auto import tqdm
 
-from lrt_tl.alignment.harvest import Calibration, Harvest, HarvestCounts
+from lrt_tl.alignment.counts import HarvestCounts
+from lrt_tl.alignment.harvest import Calibration, Harvest, Transform
 from lrt_tl.alignment.moments import Centered, Moments, Pair
+from lrt_tl.alignment.processes import Processes, is_first, sharing
 from lrt_tl.artifacts import load_artifact, save_artifact
 from lrt_tl.errors import ArtifactError, LrtError, MismatchError
-from lrt_tl.models.identity import ModelIdentity, Site, describe_sites, require_same_model
+from lrt_tl.models.identity import Site, describe_sites, require_same_site
 from lrt_tl.text.documents import N_SPLITS, hash_of
 
 KIND = "harvested_moments"
 SECONDS_BETWEEN_CHECKPOINTS = 60.0
+_RANK_FOLDER = r"rank-\d+-of-\d+"
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,11 +52,11 @@ class HarvestedMoments:
             MismatchError: they are of other models or hook points.
         """
         for ours, theirs in zip(self.sources + self.targets, other.sources + other.targets, strict=False):
-            _require_same_site(ours, theirs)
+            require_same_site(ours, theirs, what="a site of the first moments")
         if (len(self.sources), len(self.targets)) != (len(other.sources), len(other.targets)):
             raise MismatchError("the moments are of different numbers of hook points")
         return HarvestedMoments(
-            self.sources, self.targets, self.moments.merge(other.moments), _added(self.counts, other.counts)
+            self.sources, self.targets, self.moments.merge(other.moments), self.counts.merge(other.counts)
         )
 
     def save(self, folder: str | Path) -> Path:
@@ -81,6 +89,7 @@ def accumulate(
     *,
     checkpoint: str | Path | None = None,
     seconds: float = SECONDS_BETWEEN_CHECKPOINTS,
+    distributed: bool = False,
 ) -> HarvestedMoments:
     """Take the moments of a pass over the text.
 
@@ -89,30 +98,101 @@ def accumulate(
         checkpoint: a folder in which to keep the moments every `seconds`, with the position in the text. Started again
             with the same arguments, the pass goes on from there, and gives the same moments bit for bit. What
             was kept is removed at the end; nothing else that is in the folder is touched.
+        distributed: share the pass with the other processes of torch.distributed's group, which must be initialized,
+            and in which all must call this with the same arguments. Each gets the moments of the whole pass: those of
+            one process, but for the order of the float64 sums. Rank 0 calibrates. Each process keeps its own
+            checkpoints, in the folder's `rank-R-of-N`, and goes on from its own; one that has none begins at the
+            beginning. An error in one stops all; it is for the launcher, as torchrun does, to stop the others of one
+            that is killed.
 
     Raises:
-        LrtError: the checkpoint is of other arguments (says which), or what the harvest refuses.
+        LrtError: the checkpoint is of other arguments (says which) or of another number of processes, what the harvest
+            refuses, or another process failed (says which, and how). The same in all processes if their arguments
+            differ.
     """
-    place = None if checkpoint is None else Path(checkpoint)
-    arguments = _arguments(harvest, sources, targets) if place else {}
-    found = None if place is None else _resume(place, arguments)
-    if found is None:
-        calibration, done = harvest.calibrate(), 0
-        whole = HarvestedMoments(
+    pairs = list(pairs)
+    with sharing(distributed) as processes:
+        place = None if checkpoint is None else _own_place(Path(checkpoint), processes)
+        arguments = _arguments(harvest, sources, targets, pairs) if place or distributed else {}
+        _require_same(arguments, processes)
+        found, done = (None, 0) if place is None else _resume(place, arguments)
+        calibration = _calibrate(harvest, found, processes)
+        whole = found or HarvestedMoments(
             tuple(sources), tuple(targets), Moments.empty(N_SPLITS, calibration.means, pairs), HarvestCounts()
         )
-    else:
-        whole, done = found
-        calibration = Calibration(whole.counts.median_norms, whole.moments.shifts)
-    saved = time.monotonic()
-    for number, batch in enumerate(harvest.run(calibration, whole.counts, skip=done), start=done + 1):
-        whole.moments.update(batch.states, batch.splits)
-        if place is not None and time.monotonic() - saved > seconds:
-            _keep(place, whole, {**arguments, "batches": number})
-            saved = time.monotonic()
-    if place is not None:
-        _remove(place)
-    return whole
+        batches = harvest.run(calibration, whole.counts, skip=done, rank=processes.rank, size=processes.size)
+        saved = time.monotonic()
+        for number, batch in enumerate(batches, start=done + 1):
+            whole.moments.update(batch.states, batch.splits)
+            processes.look()
+            if place is not None and time.monotonic() - saved > seconds:
+                _keep(place, whole, {**arguments, "batches": number})
+                saved = time.monotonic()
+        whole = _add_up(whole, processes)
+        if place is not None:
+            processes.meet()  # or a kill now would cost the work of those that were quicker
+            _remove(place)
+        return whole
+
+
+def _own_place(place: Path, processes: Processes) -> Path:
+    """Where this process keeps its checkpoints."""
+    sizes = [int(path.name.rsplit("-", 1)[1]) for path in place.glob("*") if re.fullmatch(_RANK_FOLDER, path.name)]
+    sizes += [1 for _ in _checkpoints(place)]
+    others = set(sizes) - {processes.size}
+    if others:
+        raise LrtError(
+            f"{place} holds a pass that {min(others)} processes shared, and now there are {processes.size}: start as "
+            "many as then to go on, or remove it"
+        )
+    return place if processes.size == 1 else place / f"rank-{processes.rank}-of-{processes.size}"
+
+
+def _require_same(arguments: Mapping[str, Any], processes: Processes) -> None:
+    """Refuse processes whose arguments differ, in all of them."""
+    first, *others = processes.gather(arguments)
+    for rank, theirs in enumerate(others, start=1):
+        different = [name for name in first if theirs[name] != first[name]]
+        if different:
+            raise LrtError(
+                f"process {rank} of {processes.size} was given another {', '.join(different)} than process 0: "
+                + "; ".join(f"{name} is {_short(theirs[name])}, not {_short(first[name])}" for name in different)
+                + ". Give the same arguments to all"
+            )
+
+
+def _calibrate(harvest: Harvest, found: HarvestedMoments | None, processes: Processes) -> Calibration:
+    """One calibration for all processes: that of the checkpoints, where there is one, or else of rank 0."""
+    own = None if found is None else Calibration(found.counts.median_norms, found.moments.shifts)
+    known = processes.gather(None if own is None else _of_calibration(own))
+    if len(set(known) - {None}) > 1:
+        raise LrtError(
+            "the processes' checkpoints are of passes with different calibrations: remove them to begin anew"
+        )
+    if processes.size == 1:
+        return own or harvest.calibrate()
+    holder = next((rank for rank, fingerprint in enumerate(known) if fingerprint is not None), 0)
+    common = processes.from_one(lambda: _moved(own or harvest.calibrate(), "cpu"), rank=holder)
+    return _moved(common, harvest.source.cfg.device)
+
+
+def _of_calibration(calibration: Calibration) -> int:
+    means = {key: mean.tolist() for key, mean in calibration.means.items()}
+    return hash_of(json.dumps([calibration.median_norms, means], sort_keys=True))
+
+
+def _moved(calibration: Calibration, device: Any) -> Calibration:
+    return replace(calibration, means={key: mean.to(device) for key, mean in calibration.means.items()})
+
+
+def _add_up(own: HarvestedMoments, processes: Processes) -> HarvestedMoments:
+    """The moments of all processes' positions, and the counts: each has read all documents, which count once."""
+    moments = own.moments
+    processes.add_([moments.count, *moments.sums.values(), *moments.products.values()])
+    if processes.rank:
+        own.counts.restart()
+    everyones = map(HarvestCounts.from_json, processes.gather(asdict(own.counts)))
+    return replace(own, counts=reduce(HarvestCounts.merge, everyones))
 
 
 def _keep(place: Path, whole: HarvestedMoments, state: Mapping[str, Any]) -> None:
@@ -120,13 +200,15 @@ def _keep(place: Path, whole: HarvestedMoments, state: Mapping[str, Any]) -> Non
     before = _checkpoints(place)
     _save(whole, place / f"{state['batches']:012d}", state)
     for old in before:
-        shutil.rmtree(old)
+        _discard(old)
 
 
-def _resume(place: Path, arguments: Mapping[str, Any]) -> tuple[HarvestedMoments, int] | None:
+def _resume(place: Path, arguments: Mapping[str, Any]) -> tuple[HarvestedMoments | None, int]:
+    """What the last checkpoint holds, and after how many batches."""
+    _sweep(place)
     found = _checkpoints(place)
     if not found:
-        return None
+        return None, 0
     whole, state = _load(found[-1])
     different = [name for name, value in arguments.items() if state.get(name) != value]
     if different:
@@ -143,27 +225,57 @@ def _checkpoints(place: Path) -> list[Path]:
     return sorted(path for path in place.glob("*") if re.fullmatch(r"\d{12}", path.name) and path.is_dir())
 
 
-def _remove(place: Path) -> None:
-    """Remove the checkpoints, and what a killed writer left of one; and the folder, if nothing else is in it."""
-    for path in [*_checkpoints(place), *place.glob(".*.partial-*")]:
+def _discard(checkpoint: Path) -> None:
+    """Remove a checkpoint, which is no more one from the first instant."""
+    removed = checkpoint.with_name(f".{checkpoint.name}.partial-{token_hex(4)}")
+    checkpoint.rename(removed)
+    shutil.rmtree(removed)
+
+
+def _sweep(place: Path) -> None:
+    """Remove what is left of checkpoints in whose writing or removal a process was killed."""
+    for path in place.glob(".*.partial-*"):
         shutil.rmtree(path)
-    if place.is_dir() and not any(place.iterdir()):
-        place.rmdir()
 
 
-def _arguments(harvest: Harvest, sources: Sequence[Site], targets: Sequence[Site]) -> dict[str, Any]:
+def _remove(place: Path) -> None:
+    """Remove the checkpoints, and the folders, if nothing else is in them."""
+    for checkpoint in _checkpoints(place):
+        _discard(checkpoint)
+    _sweep(place)
+    for folder in (place, place.parent) if re.fullmatch(_RANK_FOLDER, place.name) else (place,):
+        with suppress(OSError):
+            folder.rmdir()
+
+
+def _arguments(
+    harvest: Harvest, sources: Sequence[Site], targets: Sequence[Site], pairs: Sequence[Pair]
+) -> dict[str, Any]:
     """All that decides the moments, in JSON."""
     texts = hashlib.sha256()
-    for document in tqdm(harvest.documents, desc="compare", unit=" documents", leave=False):
+    for document in tqdm(harvest.documents, desc="compare", unit=" documents", leave=False, disable=not is_first()):
         texts.update(hash_of(document.text).to_bytes(8, "big"))
     names = ("batch_size", "context_length", "layout", "prepend_bos")
+    configs = {"source": harvest.source.cfg, "target": harvest.target.cfg}
+    features = {
+        key: _fingerprint(transform, configs[key.split(":")[0]].d_model, configs[key.split(":")[0]].device)
+        for key, transform in harvest.transforms.items()
+    }
     return {
         "source": [site.to_json() for site in sources],
         "target": [site.to_json() for site in targets],
         "documents": [harvest.documents.name, texts.hexdigest()],
         "excluded texts": harvest.exclude.fingerprint,
+        "features": features,
         **{name: getattr(harvest, name) for name in names},
+        "products": hash_of(str(pairs)),
     }
+
+
+def _fingerprint(transform: Transform, d_model: int, device: Any) -> str:
+    """Of a function, by what it makes of some fixed states."""
+    states = torch.randn(4, d_model, generator=torch.Generator().manual_seed(0)).to(device)
+    return hashlib.sha256(transform(states).detach().float().cpu().numpy().tobytes()).hexdigest()[:16]
 
 
 def _save(whole: HarvestedMoments, folder: str | Path, state: Mapping[str, Any]) -> Path:
@@ -199,26 +311,9 @@ def _load(folder: str | Path) -> tuple[HarvestedMoments, dict[str, Any]]:
             },
         )
         sources, targets = (tuple(map(Site.from_json, config[side])) for side in ("sources", "targets"))
-        return HarvestedMoments(sources, targets, moments, HarvestCounts(**config["counts"])), config["state"]
+        return HarvestedMoments(sources, targets, moments, HarvestCounts.from_json(config["counts"])), config["state"]
     except (KeyError, IndexError, TypeError, ValueError) as error:
         raise ArtifactError(f"{folder} does not hold whole moments: {error!r}") from error
-
-
-def _require_same_site(ours: Site, theirs: Site) -> None:
-    if (ours.hook_name, ours.d_model) != (theirs.hook_name, theirs.d_model):
-        raise MismatchError(f"the moments are of {ours} ({ours.d_model} dimensions) and {theirs} ({theirs.d_model})")
-    if isinstance(ours.model, ModelIdentity) and isinstance(theirs.model, ModelIdentity):
-        require_same_model(ours.model, theirs.model, what="the first moments")
-
-
-def _added(ours: HarvestCounts, theirs: HarvestCounts) -> HarvestCounts:
-    """Counts add up; medians and settings are the first's."""
-    sums = {
-        item.name: getattr(ours, item.name) + getattr(theirs, item.name)
-        for item in fields(HarvestCounts)
-        if item.type is int or item.type == "int"
-    }
-    return HarvestCounts(**sums, median_norms=ours.median_norms, settings=ours.settings)
 
 
 def _short(value: Any) -> str:

@@ -8,8 +8,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lrt_tl.alignment.affine_map import AffineMap
+from lrt_tl.alignment.counts import HarvestCounts
 from lrt_tl.alignment.fit import RELATIVE_RIDGES, solve
-from lrt_tl.alignment.harvest import SINK_RATIO, HarvestCounts
+from lrt_tl.alignment.harvest import SINK_RATIO
 from lrt_tl.alignment.moments import Moments, fit_pairs
 from lrt_tl.alignment.selection import Method
 from lrt_tl.errors import LrtError
@@ -70,11 +71,14 @@ def fit_activations(
     norms = {f"source:{sites[0].hook_name}": x.norm(dim=-1), f"target:{sites[1].hook_name}": y.norm(dim=-1)}
     medians = {key: float(norm.median()) for key, norm in norms.items()} if len(splits) else {}
     counts = HarvestCounts(documents=len(set(_as_list(document_ids))), median_norms=medians)
+    kept = torch.ones(len(splits), dtype=torch.bool)
     if drop_sinks and medians:
         calm = [(norm <= SINK_RATIO * medians[key]).cpu() for key, norm in norms.items()]
         kept = calm[0] & calm[1]
         counts.sinks_dropped = int((~kept).sum())
         x, y, splits = x[kept.to(x.device)], y[kept.to(y.device)], splits[kept]
+    for key, norm in norms.items():
+        counts.add_norms(key, norm, norm[kept.to(norm.device)])
     counts.positions = len(splits)
     if not counts.positions:
         raise LrtError("there are no positions to fit on: the mask leaves none")

@@ -10,9 +10,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lrt_tl.alignment.counts import HarvestCounts
 from lrt_tl.artifacts import load_artifact, save_artifact
 from lrt_tl.errors import ArtifactError, LrtError, MismatchError
-from lrt_tl.models.identity import Site, describe_sites, require_same_model
+from lrt_tl.models.identity import Site, describe_sites, require_same_model, require_same_site
 from lrt_tl.steering.vector import SteeringVector
 from lrt_tl.tables import html_table
 
@@ -50,7 +51,10 @@ class FitReport:
     tokens_per_dimension: float
     """The same per source dimension; under 20 the map is poorly determined."""
     harvest: dict[str, Any]
-    """What was harvested and dropped, and the median norm of the residual stream at each hook point."""
+    """What was harvested and dropped, and norms of the residual stream at each hook point: see `HarvestCounts`."""
+    layers_tried: tuple[tuple[str, float], ...] = ()
+    """Where source layers were selected: each in the order in which it was added, and R² in cross-validation with it
+    and those before it."""
 
     def described(self) -> str:
         """The method and what was chosen for it, such as `ridge λ=0.0013`."""
@@ -60,12 +64,17 @@ class FitReport:
         chosen += [] if self.rank is None else [f"rank {self.rank}"]
         return " ".join([self.method.replace("_", " "), *chosen])
 
+    def harvested(self) -> Mapping[str, str]:
+        """Positions kept and dropped, by which rule, and norms before and after, for a table."""
+        return HarvestCounts.from_json(self.harvest).summary()
+
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "FitReport":
         tuples = {"fold_r2": tuple(value["fold_r2"]), "curve": tuple(map(tuple, value["curve"]))}
+        tuples["layers_tried"] = tuple(map(tuple, value["layers_tried"]))
         return cls(**{**value, **tuples})
 
 
@@ -161,19 +170,35 @@ class AffineMap:
         direction = self.weight @ torch.cat([each.direction for each in vectors])
         return SteeringVector(direction, self.target, self.target_norm, provenance)
 
+    def pull_back(
+        self, weight: Float[Tensor, "*batch d_target"], bias: Float[Tensor, "*batch"] | float = 0.0
+    ) -> tuple[Float[Tensor, "*batch d_source"], Float[Tensor, "*batch"]]:
+        """Carry readers (probes) of the target's states, w · h + c, to the source: Aᵀw and c + w · b.
+
+        What reads moves against the map, what writes with it: to carry a probe of the small model to the large one, fit
+        the map from the large to the small. The bias does not cancel here. What is read of mapped states varies less
+        than of the target's own (by R² of the map along w), so a threshold is to be set anew on held-out data.
+
+        Args:
+            weight: of one reader, or of several along the first axes.
+
+        Raises:
+            MismatchError: the width is not the target's.
+        """
+        if weight.shape[-1:] != self.bias.shape:
+            raise MismatchError(
+                f"the map ends at {self.target} with {self.target.d_model} dimensions; a reader of shape "
+                f"{tuple(weight.shape)} does not read it"
+            )
+        return weight @ self.weight.to(weight), bias + weight @ self.bias.to(weight)
+
     def save(self, folder: str | Path) -> Path:
         """Write the map to a new folder: `config.json`, `tensors.safetensors`, `README.md`.
 
         Raises:
             ArtifactError: the folder exists.
         """
-        config = {
-            "sources": [site.to_json() for site in self.sources],
-            "target": self.target.to_json(),
-            "target_norm": self.target_norm,
-            "report": self.report.to_json(),
-        }
-        tensors = {"weight": self.weight, "bias": self.bias, "target_covariance": self.target_covariance}
+        config, tensors = self.parts()
         return save_artifact(folder, kind=KIND, config=config, tensors=tensors, card=self._card())
 
     @classmethod
@@ -185,17 +210,36 @@ class AffineMap:
         """
         config, tensors = load_artifact(folder, kind=KIND)
         try:
-            return cls(
-                tensors["weight"],
-                tensors["bias"],
-                tuple(map(Site.from_json, config["sources"])),
-                Site.from_json(config["target"]),
-                tensors["target_covariance"],
-                config["target_norm"],
-                FitReport.from_json(config["report"]),
-            )
+            return cls.from_parts(config, tensors)
         except (KeyError, TypeError) as error:
             raise ArtifactError(f"{folder} is not a whole affine map: {error!r}") from error
+
+    def parts(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """What an artifact keeps of the map: a configuration for JSON, and tensors."""
+        config = {
+            "sources": [site.to_json() for site in self.sources],
+            "target": self.target.to_json(),
+            "target_norm": self.target_norm,
+            "report": self.report.to_json(),
+        }
+        return config, {"weight": self.weight, "bias": self.bias, "target_covariance": self.target_covariance}
+
+    @classmethod
+    def from_parts(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> "AffineMap":
+        """The map of which these are the `parts`.
+
+        Raises:
+            KeyError, TypeError: something is missing.
+        """
+        return cls(
+            tensors["weight"],
+            tensors["bias"],
+            tuple(map(Site.from_json, config["sources"])),
+            Site.from_json(config["target"]),
+            tensors["target_covariance"],
+            config["target_norm"],
+            FitReport.from_json(config["report"]),
+        )
 
     def __repr__(self) -> str:
         return (
@@ -214,8 +258,14 @@ class AffineMap:
             "R² on test documents": f"{report.test_r2:.3f}",
             "R² in cross-validation": f"{report.cv_r2:.3f} ({min(report.fold_r2):.3f} … {max(report.fold_r2):.3f})",
             "method": report.described(),
+            **self._selection(),
             "tokens": f"{report.tokens:,} ({report.tokens_per_dimension:,.0f} per source dimension)",
         }
+
+    def _selection(self) -> dict[str, str]:
+        tried = self.report.layers_tried
+        path = [f"{'+ ' if number else ''}{name} ({r2:.3f})" for number, (name, r2) in enumerate(tried)]
+        return {"layers, in the order tried": " ".join(path)} if path else {}
 
     def _from(self) -> str:
         return describe_sites(self.sources)
@@ -251,6 +301,11 @@ class AffineMap:
         return [by_hook[site.hook_name] for site in self.sources]
 
     def _check_site(self, source: Site, site: Site) -> None:
+        if source.features:
+            raise MismatchError(
+                f"the map begins at features of {source}, and a steering vector is none: transport a tensor of "
+                f"{self.d_source} features"
+            )
         if site.hook_name != source.hook_name or site.d_model != source.d_model:
             raise MismatchError(
                 f"the vector lives at {site} ({site.hook_name}, {site.d_model} dimensions); the map begins at "
@@ -267,3 +322,20 @@ class AffineMap:
         lines += ["It holds for these two models in this basis of the residual stream, and for text like that it was"]
         lines += ["fitted on. R² does not say how well a behavior transfers: measure that."]
         return "\n".join(lines)
+
+
+def cycle_r2(there: AffineMap, back: AffineMap) -> float:
+    """How much of a state survives the way to the other model and back: R² of back(there(h)) as a prediction of h.
+
+    1 − tr((I − BA) Σ (I − BA)ᵀ) / tr Σ, Σ the covariance of the states that both maps begin and end with, on the text
+    that `back` was fitted on, about its mean. It is 1 where nothing is lost, and needs no further data.
+
+    Raises:
+        MismatchError: `back` does not begin where `there` ends, or end where it begins.
+    """
+    if len(there.sources) > 1 or len(back.sources) > 1:
+        raise MismatchError("a way there and back is of maps that begin at one site each")
+    require_same_site(there.target, back.source, what="the end of the way there")
+    require_same_site(there.source, back.target, what="the beginning of the way there")
+    lost = torch.eye(there.d_source) - back.weight @ there.weight
+    return 1 - float(((lost @ back.target_covariance) * lost).sum() / back.target_covariance.trace())

@@ -7,14 +7,16 @@ from typing import Any
 
 from lrt_tl.alignment.accumulation import HarvestedMoments, accumulate
 from lrt_tl.alignment.affine_map import AffineMap, FitReport
+from lrt_tl.alignment.affine_maps import AffineMaps
+from lrt_tl.alignment.counts import HarvestCounts
 from lrt_tl.alignment.diagnostics import r_squared
-from lrt_tl.alignment.harvest import Harvest, HarvestCounts
+from lrt_tl.alignment.ends import HookNames, Layers, Model, both_ends, look_at, site_of_features
+from lrt_tl.alignment.harvest import Harvest, Transform
 from lrt_tl.alignment.moments import Centered, fit_pairs, pool
-from lrt_tl.alignment.selection import Method, choose
+from lrt_tl.alignment.processes import is_first, shared
+from lrt_tl.alignment.selection import Addition, Method, add_sources, choose, narrowed
 from lrt_tl.errors import LrtError
-from lrt_tl.models.hook_names import resolve_hook_name
-from lrt_tl.models.identity import Site, site_of
-from lrt_tl.models.protocol import HookedModel
+from lrt_tl.models.identity import Site
 from lrt_tl.text.batches import Layout
 from lrt_tl.text.documents import N_FOLDS, TEST, VALIDATION, Exclusion, read_documents
 
@@ -24,20 +26,24 @@ _SPLIT_NAMES = (*(f"fold {fold} of the cross-validation" for fold in FOLDS), "th
 
 
 def fit_affine_map(
-    source: HookedModel,
-    target: HookedModel,
+    source: Model,
+    target: Model,
     documents: Any,
     *,
-    layers: tuple[int | Sequence[int], int] | None = None,
-    hook_names: tuple[str | Sequence[str], str] | None = None,
+    layers: tuple[Layers, int] | None = None,
+    hook_names: tuple[HookNames, str] | None = None,
+    features: Transform | None = None,
     exclude: Iterable[str] = (),
     batch_size: int = 16,
     context_length: int | None = None,
     layout: Layout = "split",
     prepend_bos: bool = True,
+    sequential: bool = False,
     method: Method = "ridge",
+    select_layers: bool = False,
     relative_ridges: Sequence[float] = RELATIVE_RIDGES,
     checkpoint: str | Path | None = None,
+    distributed: bool = False,
 ) -> AffineMap:
     """Fit h_target ≈ A h_source + b over the token positions of a text, and print its report.
 
@@ -48,115 +54,182 @@ def fit_affine_map(
     Args:
         documents: whatever `read_documents` takes.
         layers: source and target layer (`resid_post`); or `hook_names`, of both. Several source layers,
-            `((0, 1, 2), 3)`, make a map from all of them at once, which then carries a vector of each together.
+            `((0, 1, 2), 3)` or `("all", 3)`, make a map from all of them at once, which then carries a vector of each
+            together.
+        features: map not the source's states but what this makes of them, `[position, d_model]` → `[position,
+            d_features]`, such as a sparse autoencoder's `encode`.
         exclude: texts that the map will be tried on: documents that contain one are dropped, and counted.
         batch_size: rows in a forward pass.
         context_length: tokens in a row; by default 256, or as many as both models read.
         layout: what becomes of documents that are longer: see `text.batches`.
         prepend_bos: begin each row with the beginning-of-sequence token, where the tokenizer has one.
+        sequential: have one model in memory at a time. `source` and `target` are then functions that load them, such as
+            `lambda: load_model("small")`. What the first makes of some thousand rows waits on disk for the second; each
+            is loaded once for those. The moments are the same.
         method: which map: see `alignment.solvers`, and the README's table of which to choose when.
+        select_layers: of several source layers, keep those that the map needs: see `selection.add_sources`.
         relative_ridges: candidates for λ, per position, in units of the mean variance of a source dimension.
         checkpoint: a folder to keep the moments in every minute, so that a fit that was killed goes on from there.
+        distributed: share the pass with the other processes of torch.distributed's group, which must be initialized,
+            and in which all must call this with the same arguments. Each gets the same map; rank 0 prints.
 
     Raises:
-        LrtError: a bad layer or document, an activation that is not finite, or fewer positions than dimensions.
+        LrtError: a bad layer or document, an activation that is not finite, or fewer positions than dimensions; or
+            another process failed.
     """
+    at_target = both_ends(layers, hook_names)[1]
+    if len(at_target) != 1 or at_target == ["all"]:
+        raise LrtError(f"a map ends at one layer, and these are several: {at_target}. See fit_affine_maps")
     harvested = harvest_moments(
         source,
         target,
         documents,
         layers=layers,
         hook_names=hook_names,
+        features=features,
         exclude=exclude,
         batch_size=batch_size,
         context_length=context_length,
         layout=layout,
         prepend_bos=prepend_bos,
+        sequential=sequential,
         checkpoint=checkpoint,
+        distributed=distributed,
     )
-    fitted = fit_moments(harvested, method=method, relative_ridges=relative_ridges)
-    print(fitted)
+    fitted = fit_moments(harvested, method=method, select_layers=select_layers, relative_ridges=relative_ridges)
+    if is_first():
+        print(fitted)
     return fitted
 
 
+def fit_affine_maps(
+    source: Model, target: Model, documents: Any, *, method: Method = "ridge", **options: Any
+) -> AffineMaps:
+    """Fit a map to each of several target layers, `layers=((0, 1, 2), (3, 4))`, from one pass, and print their R².
+
+    Args:
+        documents: whatever `read_documents` takes.
+        method: which map.
+        options: those of `harvest_moments`, and `select_layers`, by which each map has source layers of its own.
+
+    Raises:
+        LrtError: what `fit_affine_map` refuses.
+    """
+    choice = {"select_layers": options.pop("select_layers", False)}
+    harvested = harvest_moments(source, target, documents, **options)
+    maps = AffineMaps(tuple(fit_moments(harvested, target=site, method=method, **choice) for site in harvested.targets))
+    if is_first():
+        print(maps)
+    return maps
+
+
+@shared
 def harvest_moments(
-    source: HookedModel,
-    target: HookedModel,
+    source: Model,
+    target: Model,
     documents: Any,
     *,
-    layers: tuple[int | Sequence[int], int] | None = None,
-    hook_names: tuple[str | Sequence[str], str] | None = None,
+    layers: tuple[Layers, Layers] | None = None,
+    hook_names: tuple[HookNames, HookNames] | None = None,
+    features: Transform | None = None,
     exclude: Iterable[str] = (),
     batch_size: int = 16,
     context_length: int | None = None,
     layout: Layout = "split",
     prepend_bos: bool = True,
+    sequential: bool = False,
     checkpoint: str | Path | None = None,
+    distributed: bool = False,
 ) -> HarvestedMoments:
-    """The pass over the text of `fit_affine_map` alone, which takes the same arguments.
+    """The pass over the text of `fit_affine_map` alone, which takes the same arguments; here also with several target
+    layers.
 
     Moments of different documents add up (`merge`), so that several machines, each with a part of the text, make one
     map. Each part measures for itself what is a sink.
     """
-    source_hooks, target_hook = resolve_ends(source, target, layers, hook_names)
-    sources = [site_of(source, hook_name=name) for name in source_hooks]
-    harvest = Harvest(
+    harvest, sources, targets = prepare(
         source,
         target,
-        source_hooks,
-        [target_hook],
-        read_documents(documents),
+        documents,
+        layers=layers,
+        hook_names=hook_names,
+        features=features,
+        exclude=exclude,
         batch_size=batch_size,
-        context_length=min(256, source.cfg.n_ctx, target.cfg.n_ctx) if context_length is None else context_length,
+        context_length=context_length,
         layout=layout,
         prepend_bos=prepend_bos,
-        exclude=Exclusion(exclude),
+        sequential=sequential,
     )
-    pairs = fit_pairs([f"source:{name}" for name in source_hooks], [f"target:{target_hook}"], stacked=True)
-    return accumulate(harvest, sources, [site_of(target, hook_name=target_hook)], pairs, checkpoint=checkpoint)
+    pairs = fit_pairs(*harvest.keys, stacked=True)
+    return accumulate(harvest, sources, targets, pairs, checkpoint=checkpoint, distributed=distributed)
+
+
+def prepare(
+    source: Model,
+    target: Model,
+    documents: Any,
+    *,
+    layers: tuple[Layers, Layers] | None = None,
+    hook_names: tuple[HookNames, HookNames] | None = None,
+    features: Transform | None = None,
+    exclude: Iterable[str] = (),
+    context_length: int | None = None,
+    sequential: bool = False,
+    **reading: Any,
+) -> tuple[Harvest, list[Site], list[Site]]:
+    """A pass that has yet to be made, and the sites at which it begins and ends; arguments as of `harvest_moments`."""
+    begin, end = (
+        look_at(model, end, by_layer=hook_names is None, sequential=sequential)
+        for model, end in zip((source, target), both_ends(layers, hook_names), strict=True)
+    )
+    sources = begin.sites if features is None else [site_of_features(begin, features)]
+    harvest = Harvest(
+        begin.model,
+        end.model,
+        begin.hook_names,
+        end.hook_names,
+        read_documents(documents),
+        context_length=min(256, *(side.model.cfg.n_ctx for side in (begin, end)))
+        if context_length is None
+        else context_length,
+        exclude=Exclusion(exclude),
+        transforms={} if features is None else {f"source:{begin.hook_names[0]}": features},
+        **reading,
+    )
+    return harvest, sources, end.sites
 
 
 def fit_moments(
     moments: HarvestedMoments,
     *,
+    target: Site | None = None,
     method: Method = "ridge",
+    select_layers: bool = False,
     relative_ridges: Sequence[float] = RELATIVE_RIDGES,
 ) -> AffineMap:
-    """The map from all sources of the moments to their one target. Nothing is read or run.
+    """The map from the sources of the moments to their target. Nothing is read or run.
+
+    Args:
+        target: one of `moments.targets`, where there are several.
+        select_layers: keep those sources that the map needs: see `selection.add_sources`.
 
     Raises:
-        LrtError: a split has too few positions.
+        LrtError: a split has too few positions, or it is not said which target is meant.
     """
-    target = moments.targets[0]
+    if target is None and len(moments.targets) > 1:
+        raise LrtError(f"these moments have {len(moments.targets)} targets: say which, as target=moments.targets[0]")
+    target = moments.targets[0] if target is None else target
     parts = moments.parts(moments.sources, target)
-    return solve(parts, moments.sources, target, moments.counts, method=method, relative_ridges=relative_ridges)
-
-
-def resolve_ends(
-    source: HookedModel,
-    target: HookedModel,
-    layers: tuple[int | Sequence[int], int] | None,
-    hook_names: tuple[str | Sequence[str], str] | None,
-) -> tuple[list[str], str]:
-    """The hook names at which a map begins, one or several, and ends.
-
-    Raises:
-        LrtError: neither or both of layers and hook names are given, or one does not exist, or is given twice.
-    """
-    if (layers is None) == (hook_names is None):
-        raise LrtError(f"give layers or hook_names, and not both: layers={layers}, hook_names={hook_names}")
-    ends: Any = hook_names if layers is None else layers
-    if not isinstance(ends, (tuple, list)) or len(ends) != 2:
-        raise LrtError(f"layers and hook_names are of source and target, as layers=(2, 3), not {ends!r}")
-    begins = ends[0] if isinstance(ends[0], (tuple, list, range)) else [ends[0]]
-
-    def resolve(model: HookedModel, end: Any) -> str:
-        return resolve_hook_name(model, layer=None if layers is None else end, hook_name=None if layers else end)
-
-    found = [resolve(source, each) for each in begins]
-    if not found or len(set(found)) < len(found):
-        raise LrtError(f"the source layers must be one or more different ones, not {begins}")
-    return found, resolve(target, ends[1])
+    return solve(
+        parts,
+        moments.sources,
+        target,
+        moments.counts,
+        method=method,
+        select_layers=select_layers,
+        relative_ridges=relative_ridges,
+    )
 
 
 def solve(
@@ -166,9 +239,13 @@ def solve(
     counts: HarvestCounts,
     *,
     method: Method = "ridge",
+    select_layers: bool = False,
     relative_ridges: Sequence[float] = RELATIVE_RIDGES,
 ) -> AffineMap:
     """The moments of each split → the map that cross-validation chooses, with its report.
+
+    Args:
+        parts: of all sources side by side, and the target.
 
     Raises:
         LrtError: there are no more positions than source dimensions, or a split has none.
@@ -186,6 +263,13 @@ def solve(
             raise LrtError(
                 f"{name} has {part.count} positions: there is too little text; give it a few hundred documents"
             )
+    tried: list[Addition] = []
+    if select_layers:
+        widths = [site.d_model for site in sources]
+        chosen, tried = add_sources(method, folds, widths, relative_ridges)
+        names = [str(site) for site in sources]
+        parts, sources = narrowed(parts, widths, chosen), [sources[number] for number in chosen]
+        folds, d_source = [parts[fold] for fold in FOLDS], sum(site.d_model for site in sources)
     train, choice = pool(folds), choose(method, folds, relative_ridges)
     report = FitReport(
         method=method,
@@ -200,6 +284,7 @@ def solve(
         curve=choice.curve,
         tokens=train.count,
         tokens_per_dimension=train.count / d_source,
+        layers_tried=tuple((names[step.sources[-1]], sum(step.fold_r2) / len(folds)) for step in tried),
         harvest=asdict(counts),
     )
     return AffineMap(

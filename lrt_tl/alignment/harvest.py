@@ -16,12 +16,15 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from lrt_tl.alignment.counts import HarvestCounts
+from lrt_tl.alignment.forward import Seen, Side, one_at_a_time, rows_of, together
+from lrt_tl.alignment.processes import is_first
 from lrt_tl.errors import LrtError
-from lrt_tl.models.capture import capture
+from lrt_tl.models.deferred import DeferredModel
 from lrt_tl.models.identity import same_tokenizer
 from lrt_tl.models.protocol import HookedModel
 from lrt_tl.steering.hooks import require_at_rest
-from lrt_tl.text.batches import BatchCounts, Layout, TokenBatch, TokenRows, token_batches
+from lrt_tl.text.batches import BatchCounts, Layout, TokenBatch, token_batches
 from lrt_tl.text.documents import Document, Documents, Exclusion, hash_of
 
 SINK_RATIO = 10.0
@@ -58,29 +61,12 @@ class Calibration:
     mean of what is kept: one sink among hundreds of positions moves a channel by many of its standard deviations."""
 
 
-@dataclass
-class HarvestCounts:
-    """What was harvested, and what was not."""
-
-    documents: int = 0
-    documents_excluded: int = 0
-    tokens_truncated: int = 0
-    positions: int = 0
-    tokens_unpaired: int = 0
-    """With two tokenizers: tokens of the source at whose last character no token of the target ends."""
-    special_dropped: int = 0
-    sinks_dropped: int = 0
-    median_norms: dict[str, float] = field(default_factory=dict)
-    settings: dict[str, Any] = field(default_factory=dict)
-    """How the text was read: the documents' name, context length, layout and beginning-of-sequence token."""
-
-
 @dataclass(frozen=True)
 class Harvest:
     """Two models, their hook points, the documents, and how to batch them."""
 
-    source: HookedModel
-    target: HookedModel
+    source: HookedModel | DeferredModel
+    target: HookedModel | DeferredModel
     source_hooks: Sequence[str]
     target_hooks: Sequence[str]
     documents: Documents
@@ -94,12 +80,18 @@ class Harvest:
 
     def __post_init__(self) -> None:
         for model in (self.source, self.target):
-            require_at_rest(model)
+            if not isinstance(model, DeferredModel):
+                require_at_rest(model)
             if self.context_length > model.cfg.n_ctx:
                 raise LrtError(
                     f"context_length={self.context_length} is more than {model.cfg.model_name} reads "
                     f"({model.cfg.n_ctx}): choose a smaller one"
                 )
+
+    @property
+    def keys(self) -> tuple[list[str], list[str]]:
+        """The names of the activations of both sides, `source:` or `target:` and the hook name."""
+        return [f"source:{name}" for name in self.source_hooks], [f"target:{name}" for name in self.target_hooks]
 
     def calibrate(self) -> Calibration:
         """Medians and means over a fixed sample of documents, of each as much as is one row.
@@ -109,8 +101,8 @@ class Harvest:
         """
         sample = self.sample(_CALIBRATION_DOCUMENTS)
         states: dict[str, list[Tensor]] = {}
-        for batch in self._batches(sample, BatchCounts(), layout="truncate"):
-            for key, activations in self._states(batch).items():
+        for _, (of_batch, _) in self._seen(self._batches(sample, BatchCounts(), layout="truncate")):
+            for key, activations in of_batch.items():
                 states.setdefault(key, []).append(activations)
         pooled = {key: torch.cat(parts) for key, parts in states.items()}
         if not all(len(activations) for activations in pooled.values()):
@@ -129,38 +121,43 @@ class Harvest:
         Raises:
             LrtError: there is none.
         """
-        documents = tqdm(self._kept(HarvestCounts()), desc="read", unit=" documents", leave=False)
+        kept = self._kept(HarvestCounts())
+        documents = tqdm(kept, desc="read", unit=" documents", leave=False, disable=not is_first())
         sample = heapq.nsmallest(n, documents, key=lambda document: hash_of(document.text))
         if not sample:
             raise LrtError(f"{self.documents.name}: every document contains a contrast or behavior text")
         return sample
 
-    def run(self, calibration: Calibration, counts: HarvestCounts, *, skip: int = 0) -> Iterator[PairedActivations]:
+    def run(
+        self, calibration: Calibration, counts: HarvestCounts, *, skip: int = 0, rank: int = 0, size: int = 1
+    ) -> Iterator[PairedActivations]:
         """One pass over the documents. `counts` is filled on the way.
 
         Args:
             skip: batches to pass over, for `counts` holds them already.
+            rank: of the `size` processes that share the pass: the models run on every `size`-th batch only, from this
+                one. All documents are read and tokenized in each, so that the batches are the same in any number of
+                processes, and `counts` counts all documents, but the positions of these batches.
 
         Raises:
             LrtError: an activation is NaN or infinite (names the hook point and the document), or a document tokenizes
                 to nothing.
         """
-        counts.median_norms, counts.documents_excluded = calibration.median_norms, 0
+        counts.restart()
+        counts.median_norms = calibration.median_norms
         names = ("context_length", "layout", "prepend_bos")
         counts.settings = {"documents": self.documents.name, **{name: getattr(self, name) for name in names}}
-        batch_counts = BatchCounts()
-        progress = tqdm(desc="harvest", unit=" positions", unit_scale=True)
-        for batch in islice(self._batches(self._kept(counts), batch_counts, layout=self.layout), skip, None):
-            states = self._states(batch)
-            counts.documents, counts.tokens_truncated = batch_counts.documents, batch_counts.tokens_truncated
-            content = batch.source.content
-            rows = content.nonzero()[:, 0]
+        progress = tqdm(desc="harvest", unit=" positions", unit_scale=True, disable=not is_first())
+        batches = self._batches(self._kept(counts), counts, layout=self.layout)
+        for batch, (states, norms) in self._seen(islice(batches, rank + skip * size, None, size)):
+            rows = batch.source.content.nonzero()[:, 0]
             splits = batch.splits[rows]
+            at_text = {key: norm[rows_of(batch, key).content] for key, norm in norms.items()}
             sink = torch.zeros(len(splits), dtype=torch.bool)
-            for key, activations in states.items():
-                sink |= (activations.norm(dim=-1) > SINK_RATIO * calibration.median_norms[key]).cpu()
-            counts.tokens_unpaired = batch_counts.tokens_unpaired
-            counts.special_dropped += int(batch.source.special.sum())
+            for key, norm in at_text.items():
+                sink |= norm > SINK_RATIO * calibration.median_norms[key]
+            for key, norm in norms.items():
+                counts.add_norms(key, norm[rows_of(batch, key).mask], at_text[key][~sink])
             counts.sinks_dropped += int(sink.sum())
             counts.positions += int((~sink).sum())
             progress.update(len(splits))
@@ -170,7 +167,12 @@ class Harvest:
         progress.close()
 
     def _transformed(self, key: str, activations: Tensor) -> Tensor:
-        return self.transforms[key](activations) if key in self.transforms else activations
+        if key not in self.transforms:
+            return activations
+        made = self.transforms[key](activations).float()
+        if made.ndim != 2 or len(made) != len(activations) or not torch.isfinite(made).all():
+            raise LrtError(f"the features of {key} have shape {tuple(made.shape)}, or hold NaN or infinity")
+        return made
 
     def _kept(self, counts: HarvestCounts) -> Iterator[Document]:
         for document in self.documents:
@@ -180,9 +182,9 @@ class Harvest:
                 yield document
 
     def _batches(self, documents: Any, counts: BatchCounts, *, layout: Layout) -> Iterator[TokenBatch]:
-        one = same_tokenizer(self.source, self.target)
+        tokenizers = [self.source.tokenizer, self.target.tokenizer]
         return token_batches(
-            [self.source.tokenizer] if one else [self.source.tokenizer, self.target.tokenizer],
+            tokenizers[:1] if same_tokenizer(*tokenizers) else tokenizers,
             documents,
             batch_size=self.batch_size,
             context_length=self.context_length,
@@ -191,25 +193,9 @@ class Harvest:
             counts=counts,
         )
 
-    def _states(self, batch: TokenBatch) -> dict[str, Float[Tensor, "position _"]]:
-        """Both models' activations at the text of a batch, by `source:` or `target:` and the hook name."""
-        sides = (
-            ("source:", self.source, self.source_hooks, batch.source),
-            ("target:", self.target, self.target_hooks, batch.target),
-        )
-        return {
-            prefix + name: _at_text(rows, batch.names, activations, f"{model.cfg.model_name}, {name}")
-            for prefix, model, hooks, rows in sides
-            for name, activations in capture(model, rows.tokens, rows.mask, hooks).items()
-        }
-
-
-def _at_text(
-    rows: TokenRows, names: Sequence[str], activations: Float[Tensor, "row position d_model"], where: str
-) -> Float[Tensor, "kept d_model"]:
-    states = activations[rows.content.to(activations.device)]
-    if not torch.isfinite(states).all():
-        bad = ~torch.isfinite(activations).all(-1).cpu() & rows.content
-        row = int(bad.any(1).nonzero()[0])
-        raise LrtError(f"{where}: an activation is NaN or infinite on {names[row]}")
-    return states
+    def _seen(self, batches: Iterator[TokenBatch]) -> Iterator[tuple[TokenBatch, Seen]]:
+        """Each batch, and what both models make of it."""
+        sides = Side("source", self.source, self.source_hooks), Side("target", self.target, self.target_hooks)
+        if any(isinstance(side.model, DeferredModel) for side in sides):
+            return one_at_a_time(*sides, batches)
+        return together(*sides, batches)

@@ -19,10 +19,12 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from lrt_tl.alignment.accumulation import accumulate
+from lrt_tl.alignment.counts import HarvestCounts
 from lrt_tl.alignment.diagnostics import debiased_cka, r_squared
 from lrt_tl.alignment.fit import FOLDS, RELATIVE_RIDGES
-from lrt_tl.alignment.harvest import Calibration, Harvest, HarvestCounts, PairedActivations, Transform
+from lrt_tl.alignment.harvest import Calibration, Harvest, PairedActivations, Transform
 from lrt_tl.alignment.moments import Moments, fit_pairs, pool
+from lrt_tl.alignment.processes import is_first, shared
 from lrt_tl.alignment.selection import FoldSpectrum, held_out_folds, penalties_of
 from lrt_tl.alignment.solvers import ridge
 from lrt_tl.errors import LrtError
@@ -137,6 +139,7 @@ class LayerSearch:
         return html_table(self.summary())
 
 
+@shared
 def search_layers(
     source: HookedModel,
     target: HookedModel,
@@ -154,6 +157,7 @@ def search_layers(
     relative_ridges: Sequence[float] = RELATIVE_RIDGES,
     checkpoint: str | Path | None = None,
     seed: int = 0,
+    distributed: bool = False,
 ) -> LayerSearch:
     """Fit a ridge map between every pair of layers, in one pass over the text, and print which pair is best.
 
@@ -169,6 +173,7 @@ def search_layers(
             memory. R² is then that of the projected target from the projected source.
         checkpoint: a folder to keep the moments in every minute, so that a search that was killed goes on from there.
         seed: of the shuffles and the projection.
+        distributed: share the pass, as in `fit_affine_map`.
 
     Raises:
         LrtError: the moments need more memory than there is, or what `fit_affine_map` refuses.
@@ -199,7 +204,9 @@ def search_layers(
         transforms={} if sketch is None else _projections(keys, [m.cfg.d_model for m, _ in sides], widths, seed),
     )
     sites = [[site_of(model, hook_name=hook) for hook in of] for (model, _), of in zip(sides, hooks, strict=True)]
-    harvested = accumulate(harvest, sites[0], sites[1], fit_pairs(*keys), checkpoint=checkpoint)
+    harvested = accumulate(
+        harvest, sites[0], sites[1], fit_pairs(*keys), checkpoint=checkpoint, distributed=distributed
+    )
     calibration = Calibration(harvested.counts.median_norms, harvested.moments.shifts)
     cv_r2, test_r2 = _all_pairs(harvested.moments, keys, relative_ridges)
     sample = _sample(harvest, calibration)
@@ -218,7 +225,8 @@ def search_layers(
         harvested.counts.positions,
         sketch,
     )
-    print(found)
+    if is_first():
+        print(found)
     return found
 
 
@@ -231,7 +239,8 @@ def memory_needed(layers: tuple[int, int], widths: tuple[int, int]) -> int:
 def _check_memory(layers: tuple[int, int], widths: tuple[int, int]) -> None:
     needed, free = memory_needed(layers, widths), psutil.virtual_memory().available
     pairs = f"{layers[0]} × {layers[1]} pairs of layers"
-    print(f"{pairs}: the moments take {needed / 1e9:.2f} GB ({free / 1e9:.0f} GB free)")
+    if is_first():
+        print(f"{pairs}: the moments take {needed / 1e9:.2f} GB ({free / 1e9:.0f} GB free)")
     if needed > 0.8 * free:
         raise LrtError(
             f"the moments of {pairs} take {needed / 1e9:.2g} GB, and {free / 1e9:.2g} are free: give fewer "
@@ -307,7 +316,7 @@ def _null(
         return float(_all_pairs(moments, keys, relative_ridges, test=False)[0].max())
 
     generator = torch.Generator().manual_seed(seed)
-    draws = tqdm(range(n_nulls), desc="null", unit=" searches", leave=False)
+    draws = tqdm(range(n_nulls), desc="null", unit=" searches", leave=False, disable=not is_first())
     nulls = tuple(best(shuffle_within(sample.rows, generator)) for _ in draws)
     return nulls, best(torch.arange(len(sample.rows)))
 

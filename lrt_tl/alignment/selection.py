@@ -4,7 +4,7 @@ Equal to refitting on the other folds, one fold after another; the map is then s
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -214,6 +214,60 @@ def _partial_least_squares(folds: Sequence[Centered], relative_ridges: Sequence[
         tuple(r2[rank - 1].tolist()),
         rank=rank,
     )
+
+
+@dataclass(frozen=True)
+class Addition:
+    """A step of `add_sources`: which sources there are after it, and R² on each fold predicted from the others."""
+
+    sources: tuple[int, ...]
+    fold_r2: tuple[float, ...]
+
+
+def add_sources(
+    method: Method, folds: Sequence[Centered], widths: Sequence[int], relative_ridges: Sequence[float]
+) -> tuple[tuple[int, ...], list[Addition]]:
+    """Which of the sources that stand side by side in `folds` a map needs, by forward selection.
+
+    Begins with the best one, and adds each time the one that raises R² in cross-validation most. Chosen is the smallest
+    of these sets that is no worse than the best of them by more than one standard error of their difference over the
+    folds (the rule of Breiman et al. 1984). The choice has seen the folds; the test split is unseen.
+
+    Args:
+        widths: dimensions of each source.
+
+    Returns:
+        The chosen sources, in order, and all steps.
+    """
+    steps: list[Addition] = []
+    while len(steps) < len(widths):
+        before = steps[-1].sources if steps else ()
+        wider = [(*before, new) for new in range(len(widths)) if new not in before]
+        tried = [
+            Addition(sources, choose(method, narrowed(folds, widths, sorted(sources)), relative_ridges).fold_r2)
+            for sources in wider
+        ]
+        steps.append(max(tried, key=lambda step: sum(step.fold_r2)))
+    r2 = torch.tensor([step.fold_r2 for step in steps], dtype=torch.float64)
+    lost = r2[r2.mean(1).argmax()] - r2
+    enough = lost.mean(1) <= lost.std(1) / len(folds) ** 0.5
+    return tuple(sorted(steps[int(enough.nonzero()[0])].sources)), steps
+
+
+def narrowed(parts: Sequence[Centered], widths: Sequence[int], sources: Sequence[int]) -> list[Centered]:
+    """The moments of some of the sources that stand side by side."""
+    starts = [sum(widths[:source]) for source in sources]
+    columns = [torch.arange(start, start + widths[source]) for start, source in zip(starts, sources, strict=True)]
+    kept = torch.cat(columns).to(parts[0].source_mean.device)
+    return [
+        replace(
+            part,
+            source_mean=part.source_mean[kept],
+            source_source=part.source_source[kept][:, kept],
+            source_target=part.source_target[kept],
+        )
+        for part in parts
+    ]
 
 
 _METHODS: dict[str, Callable[[Sequence[Centered], Sequence[float]], Choice]] = {

@@ -104,30 +104,46 @@ def procrustes(train: Centered) -> Solution:
     return through_the_means(scale * rotation, train)
 
 
-def whitened(train: Centered, relative: float) -> Solution:
-    """W = Cx^(−½) UVᵀ Cy^(½): the rotation between whitened states, whose singular values are canonical correlations.
+@dataclass(frozen=True)
+class Canonical:
+    """Two streams in coordinates in which each has unit covariance, and one coordinate of the one goes with one of the
+    other (Hotelling 1936)."""
 
-    Every canonical direction keeps its whole variance, where least squares shrinks it by its correlation (Hotelling
-    1936): so it explains less, and does not shorten vectors.
+    correlations: Float64[Tensor, "direction"]
+    """Of the coordinates, descending."""
+    of_source: Float64[Tensor, "d_source direction"]
+    """A source state x about its mean has the coordinates of_sourceᵀ x."""
+    of_target: Float64[Tensor, "d_target direction"]
+    to_target: Float64[Tensor, "direction d_target"]
+    """The target state of coordinates z is to_targetᵀ z."""
+
+
+def canonical(moments: Centered, relative: float = 1e-6) -> Canonical:
+    """Canonical correlation analysis.
 
     Args:
-        relative: α; Cx = Sxx/n + α·(mean variance of x)·I, and Cy alike.
+        relative: α; the covariances are Sxx/n + α·(mean variance of x)·I, and that of y alike.
     """
-    cx, vx = _regularized(train.source_source, train.count, relative)
-    cy, vy = _regularized(train.target_target, train.count, relative)
-    cross = (vx.T @ train.source_target @ vy) / (train.count * cx.sqrt()[:, None] * cy.sqrt())
-    u, _, vh = torch.linalg.svd(cross, full_matrices=False)
-    weight = vx @ ((u / cx.sqrt()[:, None]) @ (vh * cy.sqrt())) @ vy.T
-    return through_the_means(weight, train)
-
-
-def canonical_correlations(moments: Centered, relative: float = 1e-6) -> Float64[Tensor, "correlation"]:
-    """The canonical correlations of source and target, descending, with covariances regularized as in `whitened`."""
     cx, vx = _regularized(moments.source_source, moments.count, relative)
     cy, vy = _regularized(moments.target_target, moments.count, relative)
     cross = (vx.T @ moments.source_target @ vy) / (moments.count * cx.sqrt()[:, None] * cy.sqrt())
-    correlations: Tensor = torch.linalg.svdvals(cross)
-    return correlations
+    u, correlations, vh = torch.linalg.svd(cross, full_matrices=False)
+    return Canonical(
+        correlations, vx @ (u / cx.sqrt()[:, None]), vy @ (vh.T / cy.sqrt()[:, None]), (vh * cy.sqrt()) @ vy.T
+    )
+
+
+def whitened(train: Centered, relative: float) -> Solution:
+    """W = Cx^(−½) UVᵀ Cy^(½): the rotation between whitened states that takes each canonical coordinate to its partner.
+
+    Every coordinate keeps its whole variance, where least squares shrinks it by its correlation ρ: so this map explains
+    less (2ρ − 1 of the variance along a coordinate, not ρ²), and does not weaken in a vector what is little correlated.
+
+    Args:
+        relative: α, as of `canonical`.
+    """
+    form = canonical(train, relative)
+    return through_the_means(form.of_source @ form.to_target, train)
 
 
 def _regularized(products: Tensor, count: int, relative: float) -> tuple[Tensor, Tensor]:

@@ -7,6 +7,7 @@ import typer
 
 from lrt_tl.cli.options import (
     BatchSize,
+    ChatTemplate,
     Checkpoint,
     ContextLength,
     Device,
@@ -36,6 +37,7 @@ def fit(
     layers: Layers,
     out: Out,
     documents: DocumentsOption = None,
+    chat_template: ChatTemplate = False,
     exclude: Exclude = None,
     method: MethodOption = "ridge",
     checkpoint: Checkpoint = None,
@@ -50,11 +52,14 @@ def fit(
 ) -> None:
     """Fit the affine map between two models' residual streams, and save it."""
     from lrt_tl.alignment.fit import fit_affine_map
+    from lrt_tl.alignment.processes import is_first, join_launched
     from lrt_tl.artifacts import refuse_existing
 
     refuse_existing(out)
     ends = ends_of(layers)
-    models, texts = _models_and_texts(source, target, documents, exclude, (model_class, processed, device, dtype))
+    device, distributed = join_launched(device)
+    options = (model_class, processed, device, dtype)
+    models, texts = _models_and_texts(source, target, documents, exclude, chat_template, options)
     affine_map = fit_affine_map(
         models[0],
         models[1],
@@ -67,9 +72,13 @@ def fit(
         prepend_bos=prepend_bos,
         method=method,
         checkpoint=checkpoint,
+        distributed=distributed,
     )
+    if not is_first():
+        return
     affine_map.save(out)
     print_table("The map", affine_map.summary())
+    print_table("The text that it was fitted on", affine_map.report.harvested())
 
 
 def harvest(
@@ -78,6 +87,7 @@ def harvest(
     layers: Layers,
     out: Out,
     documents: DocumentsOption = None,
+    chat_template: ChatTemplate = False,
     exclude: Exclude = None,
     checkpoint: Checkpoint = None,
     model_class: ModelClassOption = "bridge",
@@ -91,11 +101,14 @@ def harvest(
 ) -> None:
     """Save the moments of one part of the text: `merge` adds parts up, `solve` makes the map."""
     from lrt_tl.alignment.fit import harvest_moments
+    from lrt_tl.alignment.processes import is_first, join_launched
     from lrt_tl.artifacts import refuse_existing
 
     refuse_existing(out)
     ends = ends_of(layers)
-    models, texts = _models_and_texts(source, target, documents, exclude, (model_class, processed, device, dtype))
+    device, distributed = join_launched(device)
+    options = (model_class, processed, device, dtype)
+    models, texts = _models_and_texts(source, target, documents, exclude, chat_template, options)
     moments = harvest_moments(
         models[0],
         models[1],
@@ -107,7 +120,10 @@ def harvest(
         layout=layout,
         prepend_bos=prepend_bos,
         checkpoint=checkpoint,
+        distributed=distributed,
     )
+    if not is_first():
+        return
     moments.save(out)
     print(moments)
 
@@ -139,6 +155,7 @@ def solve(
     affine_map = fit_moments(HarvestedMoments.load(moments), method=method)
     affine_map.save(out)
     print_table("The map", affine_map.summary())
+    print_table("The text that it was fitted on", affine_map.report.harvested())
 
 
 def search(
@@ -146,6 +163,7 @@ def search(
     target: Target,
     out: Annotated[Path | None, typer.Option(help="An .html file for the heat map. It must not exist.")] = None,
     documents: DocumentsOption = None,
+    chat_template: ChatTemplate = False,
     exclude: Exclude = None,
     checkpoint: Checkpoint = None,
     nulls: Annotated[int, typer.Option(min=1, help="Searches on shuffled positions, to compare with.")] = 20,
@@ -164,11 +182,14 @@ def search(
 ) -> None:
     """Find which layers to pair: fit a map between every pair of them, in one pass."""
     from lrt_tl.alignment.layer_search import search_layers
+    from lrt_tl.alignment.processes import is_first, join_launched
     from lrt_tl.artifacts import refuse_existing
 
     if out is not None:
         refuse_existing(out)
-    models, texts = _models_and_texts(source, target, documents, exclude, (model_class, processed, device, dtype))
+    device, distributed = join_launched(device)
+    options = (model_class, processed, device, dtype)
+    models, texts = _models_and_texts(source, target, documents, exclude, chat_template, options)
     found = search_layers(
         models[0],
         models[1],
@@ -182,7 +203,10 @@ def search(
         prepend_bos=prepend_bos,
         checkpoint=checkpoint,
         seed=seed,
+        distributed=distributed,
     )
+    if not is_first():
+        return
     print_columns("R² on test documents, of a ridge map between each pair of layers", found.rows())
     print_table("The best pair", found.summary())
     if out is not None:
@@ -192,7 +216,12 @@ def search(
 
 
 def _models_and_texts(
-    source: str, target: str, documents: str | None, exclude: list[str] | None, options: tuple[Any, ...]
+    source: str,
+    target: str,
+    documents: str | None,
+    exclude: list[str] | None,
+    chat_template: bool,
+    options: tuple[Any, ...],
 ) -> tuple[list[Any], tuple[Any, list[str]]]:
     """Both models; the documents, and the texts to leave out of them."""
     from lrt_tl.evaluation.behavior import texts_of
@@ -200,4 +229,7 @@ def _models_and_texts(
 
     texts = texts_of(*(named(file) for file in exclude or [] for named in (named_contrast_pairs, named_behavior)))
     read = documents_of(documents, source, target)
-    return [load(name, *options) for name in (source, target)], (read, texts)
+    models = [load(name, *options) for name in (source, target)]
+    if chat_template:
+        read = documents_of(documents, source, target, chat_template=models[1].tokenizer)
+    return models, (read, texts)

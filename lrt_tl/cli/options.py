@@ -24,7 +24,7 @@ Layers = Annotated[
     str,
     typer.Option(
         help="Source and target layer, as 2:3 (the residual stream after these blocks), or several source layers, as "
-        "0,1,2:3; or hook names."
+        "0,1,2:3, or all of them, as all:3; or hook names."
     ),
 ]
 Out = Annotated[Path, typer.Option(help="The folder to write. It must not exist.")]
@@ -60,14 +60,18 @@ Exclude = Annotated[
 Checkpoint = Annotated[
     Path | None, typer.Option(help="A folder to keep the moments in every minute, to go on from after a kill.")
 ]
+ChatTemplate = Annotated[
+    bool, typer.Option("--chat-template", help="Read documents through the target's chat template.")
+]
 GRID = "-8,-4,0,4,8"
 
 
-def documents_of(given: str | None, *models: str) -> "Documents":
+def documents_of(given: str | None, *models: str, chat_template: Any = None) -> "Documents":
     from lrt_tl.storyworld.named import default_documents, named_documents
     from lrt_tl.text.documents import read_documents
 
-    return read_documents(named_documents(default_documents(*models) if given is None else given))
+    source = named_documents(default_documents(*models) if given is None else given)
+    return read_documents(source, chat_template=chat_template)
 
 
 def load(name: str, model_class: ModelClass, processed: bool, device: str | None, dtype: Dtype) -> "HookedModel":
@@ -85,8 +89,10 @@ def ends_of(layers: str) -> dict[str, Any]:
     if len(ends) != 2 or not all(map(all, ends)) or len(ends[1]) != 1:
         raise LrtError(
             f"--layers {layers!r}: give source and target layer with a colon between them, as 2:3; or several source "
-            "layers, as 0,1,2:3"
+            "layers, as 0,1,2:3 or all:3"
         )
+    if ends[0] == ["all"] and ends[1][0].isdigit():
+        return {"layers": ("all", int(ends[1][0]))}
     if all(part.isdigit() for end in ends for part in end):
         sources = [int(part) for part in ends[0]]
         return {"layers": (sources if len(sources) > 1 else sources[0], int(ends[1][0]))}

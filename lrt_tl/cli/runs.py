@@ -11,6 +11,7 @@ from lrt_tl.cli.options import (
     GRID,
     BatchSize,
     Behaviors,
+    ChatTemplate,
     Coefficients,
     ContextLength,
     Contrasts,
@@ -47,6 +48,7 @@ def transfer(
     layers: Layers,
     out: Out,
     documents: DocumentsOption = None,
+    chat_template: ChatTemplate = False,
     model_class: ModelClassOption = "bridge",
     processed: Processed = False,
     device: Device = None,
@@ -79,6 +81,8 @@ def transfer(
         for pairs, file in zip(contrast, behavior, strict=True)
     ]
     models = [load(name, model_class, processed, device, dtype) for name in (source, target)]
+    if chat_template:
+        read = documents_of(documents, source, target, chat_template=models[1].tokenizer)
     run = run_transfer(
         models[0],
         models[1],

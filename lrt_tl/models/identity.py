@@ -64,8 +64,13 @@ class Site:
     d_model: int
     model: ModelIdentity | None = None
     """None for activations that came without their model: then only the width can be checked."""
+    features: str = ""
+    """What was made of the states, such as `encode` of an autoencoder, where they are not the states themselves."""
 
     def __str__(self) -> str:
+        return f"{self._place()} {self.features}".strip()
+
+    def _place(self) -> str:
         name = "unknown model" if self.model is None else self.model.name
         if not self.hook_name:
             return name
@@ -74,12 +79,12 @@ class Site:
 
     def to_json(self) -> dict[str, Any]:
         model = None if self.model is None else self.model.to_json()
-        return {"hook_name": self.hook_name, "d_model": self.d_model, "model": model}
+        return {"hook_name": self.hook_name, "d_model": self.d_model, "model": model, "features": self.features}
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "Site":
         model = None if value["model"] is None else ModelIdentity.from_json(value["model"])
-        return cls(value["hook_name"], value["d_model"], model)
+        return cls(value["hook_name"], value["d_model"], model, value["features"])
 
 
 def describe_sites(sites: Sequence[Site]) -> str:
@@ -139,6 +144,20 @@ def require_same_model(expected: ModelIdentity, actual: ModelIdentity, *, what: 
     raise MismatchError(message)
 
 
+def require_same_site(expected: Site, actual: Site, *, what: str) -> None:
+    """Refuse a site that is not the one expected.
+
+    Raises:
+        MismatchError: says in what they differ.
+    """
+    if (expected.hook_name, expected.d_model, expected.features) != (actual.hook_name, actual.d_model, actual.features):
+        raise MismatchError(
+            f"{what} is at {expected} ({expected.d_model} dimensions), not at {actual} ({actual.d_model} dimensions)"
+        )
+    if expected.model is not None and actual.model is not None:
+        require_same_model(expected.model, actual.model, what=what)
+
+
 _HOW_TO_LOAD = {
     "raw": "Load it without processing: TransformerBridge.boot_transformers(...) as it comes (what "
     "enable_compatibility_mode() has done cannot be undone), or HookedTransformer.from_pretrained_no_processing(...).",
@@ -147,13 +166,23 @@ _HOW_TO_LOAD = {
 }
 
 
-def same_tokenizer(source: HookedModel, target: HookedModel) -> bool:
-    """Whether the positions of two models' tokens pair one to one.
+def same_tokenizer(source: Any, target: Any) -> bool:
+    """Whether the positions of two tokenizers' tokens pair one to one.
 
-    `d_vocab` is not compared: models of one family pad their embeddings to different sizes.
+    Special tokens count: a chat model's role markers are plain text to the model that it was made from. The models'
+    `d_vocab` does not: models of one family pad their embeddings to different sizes.
     """
-    same_rules = tokenizer_fingerprint(source.tokenizer) == tokenizer_fingerprint(target.tokenizer)
-    return same_rules and source.tokenizer.bos_token_id == target.tokenizer.bos_token_id
+    same_rules = tokenizer_fingerprint(source) == tokenizer_fingerprint(target)
+    same_begin = source.bos_token_id == target.bos_token_id
+    return same_rules and same_begin and special_tokens(source) == special_tokens(target)
+
+
+def special_tokens(tokenizer: Any) -> dict[int, str]:
+    """By id, the tokens that stand for no text: those with a part to play (beginning of sequence, padding …), and all
+    others that the vocabulary marks as special, as it does most chat templates' role markers."""
+    marked = getattr(tokenizer, "added_tokens_decoder", {})
+    named = dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))
+    return named | {number: token.content for number, token in marked.items() if token.special}
 
 
 _tokenizers: "WeakKeyDictionary[Any, str]" = WeakKeyDictionary()

@@ -5,10 +5,12 @@ grammar itself, what a text says about one. `load("small")` gives a model of the
 (another seed), large-alt (another tokenizer), medium-early and medium-foreign (from which nothing should transfer).
 """
 
+from pathlib import Path
 from typing import Any
 
 from lrt_tl.models.loading import load_model
 from lrt_tl.models.protocol import HookedModel
+from lrt_tl.storyworld.autoencoder import Autoencoder
 from lrt_tl.storyworld.judge import Score, score
 from lrt_tl.storyworld.language import documents, samples
 from lrt_tl.storyworld.relations import Fact, Relation, relation
@@ -16,6 +18,7 @@ from lrt_tl.storyworld.tasks import TASKS, behavior, contrast_pairs, neutral_pro
 
 __all__ = [
     "TASKS",
+    "Autoencoder",
     "Fact",
     "Relation",
     "Score",
@@ -23,6 +26,7 @@ __all__ = [
     "contrast_pairs",
     "documents",
     "load",
+    "load_autoencoder",
     "neutral_prompts",
     "relation",
     "samples",
@@ -37,3 +41,12 @@ def load(name: str, **options: Any) -> HookedModel:
         LrtError: there is none of that name.
     """
     return load_model(f"storyworld-{name}", **options)
+
+
+def load_autoencoder(name: str) -> Autoencoder:
+    """The sparse autoencoder of a model of the family, "small" or "large".
+
+    Raises:
+        ArtifactError: that model has none.
+    """
+    return Autoencoder.load(Path(__file__).parent / "weights" / f"storyworld-{name}-sae")

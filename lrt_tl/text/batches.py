@@ -4,7 +4,8 @@ Models are given tokens and a mask, never strings: TransformerLens's two classes
 differently. Padding is on the right, where no causal model sees it.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+import random
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, islice
 from typing import Any, Literal, get_args
@@ -14,6 +15,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from lrt_tl.errors import LrtError
+from lrt_tl.models.identity import special_tokens
 from lrt_tl.text.documents import Document, split_of
 from lrt_tl.text.token_pairs import paired_pieces, tokens_with_ends
 
@@ -34,8 +36,6 @@ class TokenRows:
     content: Bool[Tensor, "row position"]
     """True at tokens that are text: not padding, not special; and, with two tokenizers, that pair with one of the
     other's."""
-    special: Bool[Tensor, "row position"]
-    """True at special tokens."""
 
 
 @dataclass(frozen=True)
@@ -63,12 +63,14 @@ class _Row:
 
 @dataclass
 class BatchCounts:
-    """What the batches were made of."""
+    """What the batches were made of. Tokens are the source's."""
 
     documents: int = 0
     tokens_truncated: int = 0
     tokens_unpaired: int = 0
-    """Of the source, at which no token of the target ends on the same character."""
+    """With two tokenizers: tokens of text at whose last character no token of the target ends, or too long a piece."""
+    special_dropped: int = 0
+    """Among them the beginnings of sequence."""
 
 
 def tokenize(tokenizer: Any, texts: Sequence[str], *, prepend_bos: bool = True) -> list[list[int]]:
@@ -89,7 +91,7 @@ def pad(tokenizer: Any, rows: Sequence[list[int]]) -> tuple[Tensor, Tensor, Tens
     width = max(map(len, rows))
     tokens = torch.tensor([row + [_filler(tokenizer)] * (width - len(row)) for row in rows])
     mask = torch.arange(width) < torch.tensor([[len(row)] for row in rows])
-    special = torch.isin(tokens, torch.tensor(sorted(tokenizer.all_special_ids), dtype=torch.long))
+    special = torch.isin(tokens, torch.tensor(sorted(special_tokens(tokenizer)), dtype=torch.long))
     return tokens, mask, mask & ~special
 
 
@@ -105,7 +107,8 @@ def token_batches(
 ) -> Iterator[TokenBatch]:
     """Stream documents as batches of at most `batch_size` rows of at most `context_length` tokens.
 
-    Rows are sorted by length within a few batches' worth, so that little is padding.
+    Rows are sorted by length within a few batches' worth, so that little is padding; the batches of these then come in
+    a shuffled order, always the same, so that a part of a pass has long rows and short ones.
 
     Args:
         tokenizers: one, of both models; or the source's and the target's, if they differ: then each row holds the same
@@ -126,7 +129,9 @@ def token_batches(
     rows = _rows(tokenizers, documents, context_length, layout, prepend_bos, chunk, counts)
     while buffer := list(islice(rows, chunk)):
         buffer.sort(key=lambda row: len(row.ids[0]))
-        for start in range(0, len(buffer), batch_size):
+        starts = [*range(0, len(buffer), batch_size)]
+        random.Random(len(starts)).shuffle(starts)
+        for start in starts:
             yield _batch(tokenizers, buffer[start : start + batch_size])
 
 
@@ -146,6 +151,7 @@ def _rows(
     while group := list(islice(stream, chunk)):
         for document, pieces in zip(group, _pieces(tokenizers, group, rooms, layout, counts), strict=True):
             counts.documents += 1
+            counts.special_dropped += len(pieces) * len(bos[0])
             rows = [_begun(piece, bos, document) for piece in pieces]
             if layout == "pack":
                 rows = [full for row in rows for full in _packed(open_rows, row, context_length)]
@@ -163,29 +169,42 @@ def _pieces(
 ) -> Iterator[list[_Piece]]:
     """Each document in pieces for which there is room."""
     texts = [document.text for document in documents]
-    whole = _of_two(tokenizers, texts, rooms, counts) if len(tokenizers) == 2 else _of_one(tokenizers[0], texts, rooms)
-    for document, (pieces, n_tokens) in zip(documents, whole, strict=True):
-        if not n_tokens:
+    whole = _of_two(tokenizers, texts, rooms) if len(tokenizers) == 2 else _of_one(tokenizers[0], texts, rooms)
+    special = special_tokens(tokenizers[0]).keys()
+    for document, (pieces, ids) in zip(documents, whole, strict=True):
+        if not ids:
             raise LrtError(f"{document.name} tokenizes to nothing ({document.text[:40]!r}): remove it")
-        if layout == "truncate":
-            counts.tokens_truncated += n_tokens - len(pieces[0][0][0]) if pieces else 0
-            pieces = pieces[:1]
-        yield pieces
+        kept = pieces[:1] if layout == "truncate" else pieces
+        _count(kept, [token for piece, _ in pieces[len(kept) :] for token in piece[0]], ids, special, counts)
+        yield kept
 
 
-def _of_one(tokenizer: Any, texts: Sequence[str], rooms: Sequence[int]) -> Iterator[tuple[list[_Piece], int]]:
+def _count(
+    kept: Sequence[_Piece], cut: Sequence[int], ids: Sequence[int], special: Collection[int], counts: BatchCounts
+) -> None:
+    """Every token of a document is cut off, special, paired or unpaired."""
+    n_special = sum(token in special for token in ids) - sum(token in special for token in cut)
+    counts.tokens_truncated += len(cut)
+    counts.special_dropped += n_special
+    if kept and kept[0][1] is None:  # one tokenizer: all text pairs
+        return
+    n_paired = sum(len(content[0]) for _, content in kept if content is not None)
+    counts.tokens_unpaired += len(ids) - len(cut) - n_special - n_paired
+
+
+def _of_one(tokenizer: Any, texts: Sequence[str], rooms: Sequence[int]) -> Iterator[tuple[list[_Piece], list[int]]]:
     room = rooms[0]
     for ids in tokenize(tokenizer, texts, prepend_bos=False):
-        yield [((ids[start : start + room],), None) for start in range(0, len(ids), room)], len(ids)
+        yield [((ids[start : start + room],), None) for start in range(0, len(ids), room)], ids
 
 
 def _of_two(
-    tokenizers: Sequence[Any], texts: Sequence[str], rooms: Sequence[int], counts: BatchCounts
-) -> Iterator[tuple[list[_Piece], int]]:
+    tokenizers: Sequence[Any], texts: Sequence[str], rooms: Sequence[int]
+) -> Iterator[tuple[list[_Piece], list[int]]]:
+    """Pieces, and the source's ids: none if either tokenizer has none."""
     for one, other in zip(*(tokens_with_ends(tokenizer, texts) for tokenizer in tokenizers), strict=True):
-        pieces = list(paired_pieces(one, other, (rooms[0], rooms[1])))
-        counts.tokens_unpaired += len(one.ids) - sum(len(piece.paired[0]) for piece in pieces)
-        yield [(piece.ids, piece.paired) for piece in pieces], min(len(one.ids), len(other.ids))
+        pieces = paired_pieces(one, other, (rooms[0], rooms[1]))
+        yield [(piece.ids, piece.paired) for piece in pieces], one.ids if other.ids else []
 
 
 def _begun(piece: _Piece, bos: Sequence[list[int]], document: Document) -> _Row:
@@ -230,13 +249,12 @@ def _batch(tokenizers: Sequence[Any], rows: list[_Row]) -> TokenBatch:
 
 def _token_rows(tokenizer: Any, rows: list[_Row], side: int) -> TokenRows:
     tokens, mask, content = pad(tokenizer, [row.ids[side] for row in rows])
-    special = mask & ~content
     if rows[0].content is not None:
         paired = torch.zeros_like(content)
         for number, row in enumerate(rows):
             paired[number, (row.content or ())[side]] = True
         content = paired
-    return TokenRows(tokens, mask, content, special)
+    return TokenRows(tokens, mask, content)
 
 
 def _filler(tokenizer: Any) -> int:

@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from lrt_tl.errors import LrtError
+from lrt_tl.text.chat import rendered, require_chat_template
 
+_MESSAGES = "messages"
 N_FOLDS = 5
 VALIDATION, TEST = N_FOLDS, N_FOLDS + 1
 N_SPLITS = N_FOLDS + 2
@@ -44,20 +46,26 @@ class Documents:
         return f"Documents({self.name})"
 
 
-def read_documents(source: Any, *, text_key: str = "text") -> Documents:
+def read_documents(source: Any, *, text_key: str = "text", chat_template: Any = None) -> Documents:
     """Documents from a file or from anything that yields them.
 
     Args:
         source: a `.txt` file (a document per paragraph; where no blank line parts the text, per line), a `.jsonl` or
             `.parquet` file with a `text_key`, a `datasets` object, or an iterable of strings or of mappings with a
             `text_key`. An iterator, which can be read only once, is read into a list.
+        chat_template: a tokenizer with a chat template, through which all is read: the `messages` of a mapping, a list
+            of `{"role": "…", "content": "…"}`, and any other text as one message of a user. What the template writes
+            is the document, but for the beginning of sequence, with which rows begin anyway.
 
     Raises:
-        LrtError: the file does not exist or is of another kind. While reading: a malformed line (with its number), a
-            missing or empty text, or no document at all.
+        LrtError: the file does not exist or is of another kind, or the tokenizer has no chat template. While reading: a
+            malformed line (with its number), a missing or empty text, messages that are malformed or that the template
+            refuses, or no document at all.
     """
+    if chat_template is not None:
+        require_chat_template(chat_template)
     if isinstance(source, Documents):
-        return source
+        return source if chat_template is None else Documents(source.name, partial(_as_chats, source, chat_template))
     if isinstance(source, (str, Path)):
         path = Path(source)
         reader = _READERS.get(path.suffix)
@@ -65,14 +73,14 @@ def read_documents(source: Any, *, text_key: str = "text") -> Documents:
             raise LrtError(f"{path}: documents are read from {', '.join(_READERS)} files, not {path.suffix!r}")
         if not path.is_file():
             raise LrtError(f"there is no file {path}")
-        return Documents(path.name, partial(_not_empty, path.name, partial(reader, path, text_key)))
+        return Documents(path.name, partial(_not_empty, path.name, partial(reader, path, text_key, chat_template)))
     if isinstance(source, Iterator):
         source = list(source)
     name = type(source).__name__
     if not isinstance(source, Iterable) or isinstance(source, Mapping):
         hint = ": choose one of its splits, or one list of texts" if isinstance(source, Mapping) else ""
         raise LrtError(f"documents must be a file or an iterable of strings, not {name}{hint}")
-    return Documents(name, partial(_not_empty, name, partial(_from_iterable, source, text_key)))
+    return Documents(name, partial(_not_empty, name, partial(_from_iterable, source, text_key, chat_template)))
 
 
 def split_of(text: str) -> int:
@@ -173,27 +181,33 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
         raise LrtError(f"{path.name}, after line {number}: not UTF-8 text ({error})") from error
 
 
-def _read_text(path: Path, text_key: str) -> Iterator[Document]:
+def _read_text(path: Path, text_key: str, chat_template: Any) -> Iterator[Document]:
+    for name, text in _paragraphs(path):
+        yield Document(name, _text(text, text_key, chat_template, name))
+
+
+def _paragraphs(path: Path) -> Iterator[tuple[str, str]]:
     numbers = (number for number, _ in read_lines(path))
     paragraphs = any(number > before + 1 for before, number in pairwise(numbers))
     start, block, last = 0, "", 0
     for number, line in read_lines(path):
         if block and (not paragraphs or number > last + 1):
-            yield Document(f"{path.name}:{start}", block.strip())
+            yield f"{path.name}:{start}", block.strip()
             block = ""
         start = number if not block else start
         block, last = block + line, number
     if block:
-        yield Document(f"{path.name}:{start}", block.strip())
+        yield f"{path.name}:{start}", block.strip()
 
 
-def _read_jsonl(path: Path, text_key: str) -> Iterator[Document]:
+def _read_jsonl(path: Path, text_key: str, chat_template: Any) -> Iterator[Document]:
     for number, line in read_lines(path):
         row = parse_json_line(path, number, line)
-        yield Document(f"{path.name}:{number}", _text(row, text_key, f"{path.name}, line {number}"))
+        text = _text(row, text_key, chat_template, f"{path.name}, line {number}")
+        yield Document(f"{path.name}:{number}", text)
 
 
-def _read_parquet(path: Path, text_key: str) -> Iterator[Document]:
+def _read_parquet(path: Path, text_key: str, chat_template: Any) -> Iterator[Document]:
     from pyarrow import ArrowInvalid
     from pyarrow.parquet import ParquetFile
 
@@ -202,29 +216,38 @@ def _read_parquet(path: Path, text_key: str) -> Iterator[Document]:
     except ArrowInvalid as error:
         raise LrtError(f"{path.name} is not a valid .parquet file: {error}") from error
     with opened as file:
-        if text_key not in file.schema_arrow.names:
+        columns = [name for name in (text_key, _MESSAGES) if name in file.schema_arrow.names]
+        if not columns:
             raise LrtError(f"{path.name} has no column {text_key!r}: its columns are {file.schema_arrow.names}")
         number = 0
-        for batch in file.iter_batches(columns=[text_key]):
-            for text in batch.column(0).to_pylist():
-                yield Document(f"{path.name}:{number}", _text(text, text_key, f"{path.name}, row {number}"))
+        for batch in file.iter_batches(columns=columns):
+            for row in batch.to_pylist():
+                text = _text(row, text_key, chat_template, f"{path.name}, row {number}")
+                yield Document(f"{path.name}:{number}", text)
                 number += 1
 
 
-_READERS: dict[str, Callable[[Path, str], Iterator[Document]]] = {
+_READERS: dict[str, Callable[[Path, str, Any], Iterator[Document]]] = {
     ".txt": _read_text,
     ".jsonl": _read_jsonl,
     ".parquet": _read_parquet,
 }
 
 
-def _from_iterable(source: Iterable[Any], text_key: str) -> Iterator[Document]:
+def _from_iterable(source: Iterable[Any], text_key: str, chat_template: Any) -> Iterator[Document]:
     for number, row in enumerate(source):
-        yield Document(f"document {number}", _text(row, text_key, f"document {number}"))
+        yield Document(f"document {number}", _text(row, text_key, chat_template, f"document {number}"))
 
 
-def _text(row: Any, text_key: str, where: str) -> str:
+def _as_chats(documents: Documents, chat_template: Any) -> Iterator[Document]:
+    for document in documents:
+        yield Document(document.name, _text(document.text, "", chat_template, document.name))
+
+
+def _text(row: Any, text_key: str, chat_template: Any, where: str) -> str:
     if isinstance(row, Mapping):
+        if row.get(_MESSAGES) is not None and (chat_template is not None or text_key not in row):
+            return rendered(row[_MESSAGES], chat_template, where)
         if text_key not in row:
             raise LrtError(f"{where}: no key {text_key!r} among {sorted(map(str, row))}")
         row = row[text_key]
@@ -232,7 +255,7 @@ def _text(row: Any, text_key: str, where: str) -> str:
         raise LrtError(f"{where}: the text is of type {type(row).__name__}, not a string")
     if not row.strip():
         raise LrtError(f"{where}: the text is empty: remove it")
-    return row
+    return row if chat_template is None else rendered([{"role": "user", "content": row}], chat_template, where)
 
 
 def _not_empty(name: str, read: Callable[[], Iterator[Document]]) -> Iterator[Document]:

@@ -3,19 +3,28 @@
 A state after a token has read the text up to the token's last character. So a position of one tokenization pairs with
 the position of the other whose token ends on the same character of the document, as the tokenizers' own offsets say:
 these count characters of the original text, whatever was normalized (lower-cased, composed, prefixed) on the way.
+
+Normalizers compose: `e` and an accent, two characters, become the one `é`, and the offsets then name the `e` alone. So
+what joins the characters before it belongs to their token, and no token that ends in between pairs.
 """
 
+import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from lrt_tl.errors import LrtError
+from lrt_tl.models.identity import special_tokens
+
+_COMPOSED_AT_MOST = 8
+"""Characters that are looked back on to see whether the next one joins them."""
 
 
 @dataclass(frozen=True)
 class Tokens:
     """A tokenization: ids, how many characters of the text have been read after each, and where that is known: not
-    after tokens that stand for no character or are special, nor in the middle of a character that is cut into bytes."""
+    after tokens that stand for no character or are special, nor in the middle of a character that is cut into bytes, or
+    that is composed of several."""
 
     ids: list[int]
     ends: list[int]
@@ -43,7 +52,7 @@ def tokens_with_ends(tokenizer: Any, texts: Sequence[str]) -> list[Tokens]:
             "be paired with another tokenizer's: load the fast version of it (use_fast=True)"
         )
     encoded = tokenizer(list(texts), add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-    special = set(tokenizer.all_special_ids)
+    special = special_tokens(tokenizer).keys()
     found = []
     for text, ids, offsets in zip(texts, encoded["input_ids"], encoded["offset_mapping"], strict=True):
         ends = [end for _, end in offsets]
@@ -54,8 +63,29 @@ def tokens_with_ends(tokenizer: Any, texts: Sequence[str]) -> list[Tokens]:
             start < end <= next_start and token not in special
             for token, (start, end), next_start in zip(ids, offsets, next_starts, strict=True)
         ]
+        if not text.isascii():
+            ends = [_end_with_marks(text, end, stop) for end, stop in zip(ends, next_starts, strict=True)]
+            is_end = [known and not _joins(text, end) for end, known in zip(ends, is_end, strict=True)]
         found.append(Tokens(list(ids), ends, is_end))
     return found
+
+
+def _end_with_marks(text: str, end: int, next_start: int) -> int:
+    """`end`, after the characters that join those before it and that no other token stands for."""
+    while end < next_start and _joins(text, end):
+        end += 1
+    return end
+
+
+def _joins(text: str, index: int) -> bool:
+    """Whether normalizing may merge a character with those before it, or move it among them: accents and other
+    combining marks, parts of a Hangul syllable."""
+    if not 0 < index < len(text) or text[index] < "\u0300":
+        return False
+    before, apart = text[max(0, index - _COMPOSED_AT_MOST) : index], unicodedata.normalize("NFKC", text[index])
+    if unicodedata.combining(apart[0]):
+        return True
+    return unicodedata.normalize("NFKC", before + text[index]) != unicodedata.normalize("NFKC", before) + apart
 
 
 def pair_positions(one: Tokens, other: Tokens) -> list[tuple[int, int]]:

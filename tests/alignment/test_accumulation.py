@@ -161,5 +161,5 @@ def test_saved_moments_are_the_same_bit_for_bit(bridges: tuple[Any, Any], texts:
 def test_moments_of_other_models_do_not_merge(bridges: tuple[Any, Any], texts: list[str]) -> None:
     moments = passed(bridges, texts[:40])
     swapped = HarvestedMoments(moments.targets, moments.sources, moments.moments, moments.counts)
-    with pytest.raises(MismatchError, match="the moments are of small L1"):
+    with pytest.raises(MismatchError, match="a site of the first moments is at small L1"):
         moments.merge(swapped)

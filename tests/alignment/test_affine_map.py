@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from lrt_tl.alignment.affine_map import AffineMap, FitReport
+from lrt_tl.alignment.affine_map import AffineMap, FitReport, cycle_r2
+from lrt_tl.alignment.affine_maps import AffineMaps
 from lrt_tl.artifacts import save_artifact
 from lrt_tl.errors import ArtifactError, LrtError, MismatchError
 from lrt_tl.models.identity import ModelIdentity, Site
@@ -225,3 +226,78 @@ def test_html_is_escaped() -> None:
     assert "<script" not in shown
     assert "&lt;script&gt;" in shown
     assert "0.812" in shown
+
+
+def test_a_reader_is_pulled_back_to_read_what_it_would_of_mapped_states() -> None:
+    weight, bias, states = torch.randn(5, 2), torch.randn(5), torch.randn(7, 3)
+    pulled, offset = affine_map().pull_back(weight, bias)
+    torch.testing.assert_close(states @ pulled.T + offset, affine_map()(states) @ weight.T + bias)
+    one, alone = affine_map().pull_back(weight[0])
+    torch.testing.assert_close(states @ one + alone + bias[0], (states @ pulled.T + offset)[:, 0])
+    with pytest.raises(MismatchError, match=r"ends at large L0 with 2 dimensions; a reader of shape \(3,\)"):
+        affine_map().pull_back(torch.ones(3))
+
+
+def there_and_back(back_weight: torch.Tensor, covariance: torch.Tensor) -> tuple[AffineMap, AffineMap]:
+    back = affine_map(
+        weight=back_weight, bias=torch.zeros(3), sources=(TARGET,), target=SOURCE, target_covariance=covariance
+    )
+    return affine_map(), back
+
+
+def test_the_cycle_is_the_share_of_variance_that_comes_back() -> None:
+    states = torch.randn(500, 3, dtype=torch.float64) @ torch.randn(3, 3, dtype=torch.float64)
+    states = states - states.mean(0)
+    there, back = there_and_back(torch.randn(3, 2), (states.T @ states / 500).float())
+    returned = states @ there.weight.double().T @ back.weight.double().T
+    wanted = 1 - (returned - states).square().sum() / states.square().sum()
+    assert cycle_r2(there, back) == pytest.approx(float(wanted), rel=1e-4)
+    rank_two = there.weight.T @ torch.linalg.inv(there.weight @ there.weight.T)  # back is the inverse on two dimensions
+    kept = there.weight.T @ torch.randn(2, 2)
+    assert cycle_r2(*there_and_back(rank_two, kept @ kept.T)) == pytest.approx(1, abs=1e-5)
+    with pytest.raises(MismatchError, match="the end of the way there is at large L0"):
+        cycle_r2(there, there)
+    with pytest.raises(MismatchError, match="maps that begin at one site each"):
+        cycle_r2(map_from_two(), back)
+
+
+def test_features_are_carried_as_tensors_only() -> None:
+    of_features = affine_map(sources=(replace(SOURCE, features="encode"),))
+    assert repr(of_features).startswith("AffineMap(small L1 encode → large L0")
+    torch.testing.assert_close(of_features.transport(torch.tensor([0.0, 1.0, 0.0])), torch.tensor([2.0, -1.0]))
+    with pytest.raises(MismatchError, match="begins at features of small L1 encode, and a steering vector is none"):
+        of_features.transport(vector())
+
+
+def several() -> AffineMaps:
+    above = replace(TARGET, hook_name="blocks.1.hook_resid_post")
+    return AffineMaps((affine_map(), replace(map_from_two(), target=above)))
+
+
+def test_maps_to_several_layers_carry_and_come_back(tmp_path: Path) -> None:
+    both = [replace(vector(), site=BELOW), vector()]
+    carried = several().transport(both)
+    assert [str(each.site) for each in carried] == ["large L0", "large L1"]
+    torch.testing.assert_close(carried[0].direction, affine_map().transport(both[1]).direction)
+    torch.testing.assert_close(carried[1].direction, map_from_two().transport(both).direction)
+    saved = AffineMaps.load(several().save(tmp_path / "maps"))
+    assert (len(saved), repr(saved)) == (2, repr(several()))
+    for found, wanted in zip(saved, several(), strict=True):
+        torch.testing.assert_close(found.weight, wanted.weight)
+        assert found.sources == wanted.sources
+    assert "small L0 + L1 → large L1, 6 → 2" in saved._repr_html_()
+
+
+def test_maps_that_are_not_several_are_refused(tmp_path: Path) -> None:
+    for maps in ((), (affine_map(), affine_map())):
+        with pytest.raises(LrtError, match="must end at different sites"):
+            AffineMaps(maps)
+    with pytest.raises(MismatchError, match="takes a vector at each"):
+        several().transport([vector()])
+    with pytest.raises(ArtifactError, match="is of kind affine_map, not affine_maps"):
+        AffineMaps.load(affine_map().save(tmp_path / "map"))
+    folder = save_artifact(
+        tmp_path / "odd", kind="affine_maps", config={"maps": [{}]}, tensors={"x.y": torch.ones(1)}, card=""
+    )
+    with pytest.raises(ArtifactError, match="does not hold whole affine maps"):
+        AffineMaps.load(folder)

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 from lrt_tl import storyworld
 from lrt_tl.alignment.activations import fit_activations
 from lrt_tl.alignment.affine_map import AffineMap
-from lrt_tl.alignment.fit import RELATIVE_RIDGES, fit_affine_map
+from lrt_tl.alignment.fit import RELATIVE_RIDGES, fit_affine_map, fit_affine_maps, fit_moments, harvest_moments
 from lrt_tl.errors import LrtError
 from lrt_tl.models.identity import identify
 from lrt_tl.models.loading import load_model
@@ -24,6 +24,7 @@ from lrt_tl.text.documents import split_of
 from tests.alignment import reference
 from tests.alignment.reference import Row, one_at_a_time, rows_of
 from tests.checkpoints import D_VOCAB, WORDS, hooked_only, save_tokenizer
+from tests.unchecked import without_type_checks
 
 LAYERS = (1, 2)
 NAMES = ("blocks.1.hook_resid_post", "blocks.2.hook_resid_post")
@@ -525,3 +526,83 @@ def test_one_class_on_either_side(folders: tuple[Path, Path], bridges: tuple[Any
         mixed = fit_affine_map(source, target, texts, layers=(1, 2))
         torch.testing.assert_close(mixed.weight, alike.weight, rtol=0, atol=1e-4)
         assert mixed.report.test_r2 == pytest.approx(alike.report.test_r2, abs=1e-4)
+
+
+def test_layers_are_selected_from_those_that_are_offered(bridges: tuple[Any, Any], texts: list[str]) -> None:
+    moments = harvest_moments(*bridges, texts, layers=((0, 1, 2), 2))
+    chosen = fit_moments(moments, select_layers=True)
+    path = chosen.report.layers_tried
+    assert {name for name, _ in path} == {"small L0", "small L1", "small L2"}
+    singles = {layer: fit_affine_map(*bridges, texts, layers=(layer, 2)).report.cv_r2 for layer in range(3)}
+    best = max(singles, key=lambda layer: singles[layer])
+    assert path[0] == (f"small L{best}", pytest.approx(singles[best], abs=1e-6))
+    layers = [int(site.hook_name.split(".")[1]) for site in chosen.sources]
+    plain = fit_affine_map(*bridges, texts, layers=(layers, 2))
+    assert_same_map(chosen, plain)
+    assert "layers, in the order tried" in chosen.summary()
+    assert "layers, in the order tried" not in plain.summary()
+
+
+def test_several_target_layers_have_a_map_each(bridges: tuple[Any, Any], texts: list[str]) -> None:
+    maps = fit_affine_maps(*bridges, texts, layers=((0, 1), (1, 3)), method="least_squares")
+    for found, layer in zip(maps, (1, 3), strict=True):
+        assert_same_map(found, fit_affine_map(*bridges, texts, layers=((0, 1), layer), method="least_squares"))
+    with without_type_checks(), pytest.raises(LrtError, match="a map ends at one layer"):
+        fit_affine_map(*bridges, texts, layers=(1, (1, 3)))  # type: ignore[arg-type]
+    with pytest.raises(LrtError, match="2 targets: say which"):
+        fit_moments(harvest_moments(*bridges, texts, layers=(1, (1, 3))))
+
+
+def squares(states: Tensor) -> Tensor:
+    """Features: states, and the squares of three of them."""
+    return torch.cat([states, states[:, :3].square()], 1)
+
+
+def test_features_of_the_source_are_mapped(
+    bridges: tuple[Any, Any], huggingface: tuple[Any, Any], texts: list[str]
+) -> None:
+    positions = one_at_a_time(huggingface, rows_of(texts), LAYERS)
+    wanted = reference.Positions(
+        np.hstack([positions.source, positions.source[:, :3] ** 2]),
+        positions.target,
+        positions.splits,
+        positions.tokens,
+    )
+    actual = fit_affine_map(*bridges, texts, layers=LAYERS, features=squares)
+    assert_is(actual, reference.fit(wanted))
+    assert (str(actual.source), actual.source.d_model) == ("small L1 squares", 19)
+
+
+def first_row(states: Tensor) -> Tensor:
+    return states[:1]
+
+
+def nothing_finite(states: Tensor) -> Tensor:
+    return states / 0
+
+
+@pytest.mark.parametrize(
+    ("layers", "features", "message"),
+    [
+        (((0, 1), 2), squares, "features= is of one source layer, and there are 2"),
+        (LAYERS, first_row, r"must make \[position, d_features\] of \[position, d_model\], not \(1, 16\)"),
+        (LAYERS, nothing_finite, "the features of source:blocks.1.hook_resid_post"),
+    ],
+)
+def test_features_that_are_none_are_refused(
+    bridges: tuple[Any, Any], some_texts: list[str], layers: Any, features: Any, message: str
+) -> None:
+    with pytest.raises(LrtError, match=message):
+        fit_affine_map(*bridges, some_texts, layers=layers, features=features)
+
+
+def test_an_autoencoders_features_are_mapped() -> None:
+    """The experiment of Bello et al. (2025, section 4.3): from a sparse autoencoder of the source to the target."""
+    autoencoder = storyworld.load_autoencoder("small")
+    layer = int(autoencoder.hook_name.split(".")[1])
+    small, large = storyworld.load("small"), storyworld.load("large")
+    actual = fit_affine_map(
+        small, large, storyworld.documents(300, seed=3), layers=(layer, 4), features=autoencoder.encode, batch_size=64
+    )
+    assert (actual.d_source, actual.source.features) == (autoencoder.d_sae, "encode")
+    assert actual.report.test_r2 > 0.2

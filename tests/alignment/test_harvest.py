@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from lrt_tl.alignment import harvest as module
-from lrt_tl.alignment.harvest import Harvest, HarvestCounts
+from lrt_tl.alignment.counts import HarvestCounts
+from lrt_tl.alignment.harvest import Harvest
 from lrt_tl.errors import LrtError
 from lrt_tl.text.documents import Exclusion, read_documents, split_of
 

@@ -1,6 +1,7 @@
 """What cross-validation chooses, against explicit refits."""
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from sklearn.metrics import r2_score
 
 from lrt_tl.alignment.diagnostics import r_squared
 from lrt_tl.alignment.moments import Centered
-from lrt_tl.alignment.selection import choose, penalties_of, ridge_fold_r2
+from lrt_tl.alignment.selection import add_sources, choose, narrowed, penalties_of, ridge_fold_r2
 from lrt_tl.alignment.solvers import (
     Solution,
     least_squares,
@@ -182,3 +183,55 @@ def test_wide_sources_with_few_positions_are_finite() -> None:
         assert bool(torch.isfinite(choice.solution.weight).all())
         assert all(np.isfinite(choice.fold_r2))
     assert D_SOURCE < 30
+
+
+def many_to_one(relevant: set[int], widths: tuple[int, ...] = (3, 5, 4, 2), n: int = 3000) -> Sample:
+    """Sources side by side, correlated with one another, of which some alone make the target."""
+    generator = torch.Generator().manual_seed(1)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    common = normal(n, 2)
+    sources = [normal(n, width) + common @ normal(2, width) for width in widths]
+    y = sum((sources[number] @ normal(widths[number], 4) for number in relevant), 0.5 * normal(n, 4))
+    return Sample(torch.cat(sources, 1), y, torch.randint(6, (n,), generator=generator))
+
+
+@pytest.mark.parametrize("method", ["ridge", "least_squares", "reduced_rank"])
+@pytest.mark.parametrize("relevant", [{2}, {0, 3}, {0, 1, 2, 3}])
+def test_the_sources_that_make_the_target_are_selected(relevant: set[int], method: Any) -> None:
+    chosen, steps = add_sources(method, many_to_one(relevant).folds(), (3, 5, 4, 2), PENALTIES)
+    assert set(chosen) == relevant
+    assert [len(step.sources) for step in steps] == [1, 2, 3, 4]
+    assert all(set(before.sources) < set(after.sources) for before, after in pairwise(steps))
+
+
+def test_each_source_added_is_the_best_one_by_explicit_refits() -> None:
+    widths, sample = (3, 5, 4, 2), many_to_one({0, 3})
+    starts = np.cumsum([0, *widths])
+
+    def mean_r2(sources: tuple[int, ...]) -> float:
+        columns = np.concatenate([np.arange(starts[i], starts[i + 1]) for i in sources])
+        found = []
+        for fold in FOLDS:
+            x, y = sample.part([other for other in FOLDS if other != fold])
+            held_x, held_y = sample.part([fold])
+            predicted = Ridge(alpha=1e-9).fit(x[:, columns], y).predict(held_x[:, columns])
+            found.append(r2_score(held_y, predicted, multioutput="variance_weighted"))
+        return float(np.mean(found))
+
+    before: tuple[int, ...] = ()
+    for step in add_sources("least_squares", sample.folds(), widths, PENALTIES)[1]:
+        by_source = {new: mean_r2((*before, new)) for new in range(4) if new not in before}
+        assert step.sources == (*before, max(by_source, key=lambda new: by_source[new]))
+        assert np.mean(step.fold_r2) == pytest.approx(max(by_source.values()), abs=1e-8)
+        before = step.sources
+
+
+def test_the_moments_of_some_sources_are_theirs_alone() -> None:
+    widths, sample = (3, 5, 4, 2), many_to_one({0})
+    alone = Sample(sample.x[:, [3, 4, 5, 6, 7, 12, 13]], sample.y, sample.splits).folds()
+    for found, wanted in zip(narrowed(sample.folds(), widths, (1, 3)), alone, strict=True):
+        for name in ("source_mean", "source_source", "source_target", "target_target"):
+            torch.testing.assert_close(getattr(found, name), getattr(wanted, name), rtol=1e-9, atol=1e-9)

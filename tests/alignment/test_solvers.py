@@ -10,7 +10,7 @@ from sklearn.linear_model import LinearRegression, Ridge
 from lrt_tl.alignment.diagnostics import r_squared
 from lrt_tl.alignment.solvers import (
     Solution,
-    canonical_correlations,
+    canonical,
     least_squares,
     partial_least_squares,
     procrustes,
@@ -182,11 +182,23 @@ def test_whitened_is_the_textbooks(shape: tuple[int, int]) -> None:
     cx, cy = np.cov(x.T, ddof=0), np.cov(y.T, ddof=0)
     cross = (x - x.mean(0)).T @ (y - y.mean(0)) / len(x)
     root_x, root_y = np.real(sqrtm(cx)), np.real(sqrtm(cy))
-    u, correlations, vh = np.linalg.svd(inv(root_x) @ cross @ inv(root_y), full_matrices=False)
+    u, _, vh = np.linalg.svd(inv(root_x) @ cross @ inv(root_y), full_matrices=False)
     weight = inv(root_x) @ u @ vh @ root_y
     ours = whitened(sample.centered(FOLDS), 1e-14)
     assert_map(ours, weight, through_means(weight, x, y), 1e-7)
-    np.testing.assert_allclose(canonical_correlations(sample.centered(FOLDS), 1e-14).numpy(), correlations, rtol=1e-9)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_canonical_coordinates_have_unit_covariance_and_go_in_pairs(shape: tuple[int, int]) -> None:
+    sample = sample_of(shape)
+    x, y = (rows - rows.mean(0) for rows in sample.part(FOLDS))
+    form = canonical(sample.centered(FOLDS), 1e-14)
+    z_x, z_y = x @ form.of_source.numpy(), y @ form.of_target.numpy()
+    unit, correlations = np.eye(min(shape)), np.diag(form.correlations.numpy())
+    for product, wanted in ((z_x.T @ z_x, unit), (z_y.T @ z_y, unit), (z_x.T @ z_y, correlations)):
+        np.testing.assert_allclose(product / len(x), wanted, atol=1e-7)
+    if shape[1] <= shape[0]:
+        np.testing.assert_allclose(z_y @ form.to_target.numpy(), y, atol=1e-6)
 
 
 def test_whitened_keeps_the_variance_that_ridge_shrinks() -> None:

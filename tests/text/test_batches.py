@@ -98,7 +98,7 @@ def test_split_keeps_every_token_exactly_once(
         for piece in pieces_of(ids_of(document.text), room)
     )
     assert Counter((tuple(ids), name, split) for ids, name, split in rows_of(batches)) == expected
-    assert counts == BatchCounts(documents=200, tokens_truncated=0)
+    assert counts == BatchCounts(documents=200, special_dropped=expected.total() * prepend_bos)
 
 
 @pytest.mark.parametrize("context_length", [2, 7, 64])
@@ -109,7 +109,7 @@ def test_truncate_keeps_the_beginning_and_counts_the_rest(
     found = {name: ids for ids, name, _ in rows_of(batches)}
     assert found == {d.name: [BOS, *ids_of(d.text)[: context_length - 1]] for d in documents}
     lost = sum(max(0, len(ids_of(d.text)) - context_length + 1) for d in documents)
-    assert counts == BatchCounts(documents=200, tokens_truncated=lost)
+    assert counts == BatchCounts(documents=200, tokens_truncated=lost, special_dropped=200)
     assert (lost > 0) == (context_length < 30)
 
 
@@ -140,7 +140,8 @@ def test_pack_joins_whole_pieces_of_one_split(
             row += piece
         assert Counter(packed) == Counter([*expected, row])
     assert set(waiting) == {split_of(document.text) for document in documents}
-    assert counts == BatchCounts(documents=200, tokens_truncated=0)
+    n_pieces = sum(len(list(pieces_of(ids_of(document.text), room))) for document in documents)
+    assert counts == BatchCounts(documents=200, special_dropped=n_pieces * prepend_bos)
 
 
 def test_a_packed_row_names_its_documents(tokenizer: Any) -> None:
@@ -255,7 +256,7 @@ def test_settings_that_cannot_be(tokenizer: Any, options: dict[str, Any], messag
 def test_a_filler_for_tokenizers_without_padding() -> None:
     class Bare:
         pad_token_id = eos_token_id = None
-        all_special_ids = ()
+        all_special_ids = all_special_tokens = ()
 
     tokens, mask, content = pad(Bare(), [[5, 6], [7]])
     assert (tokens.tolist(), mask.tolist()) == ([[5, 6], [7, 0]], [[True, True], [True, False]])

@@ -1,5 +1,6 @@
 """Two tokenizers of one text, built on the spot: byte-level, SentencePiece-like, word-level and normalizing ones."""
 
+import unicodedata
 from itertools import combinations
 from types import SimpleNamespace
 from typing import Any
@@ -52,7 +53,34 @@ def words() -> Tokenizer:
     return made
 
 
+def word_piece() -> Tokenizer:
+    """As BERT's: lower-cased, without accents, words in pieces."""
+    made = Tokenizer(models.WordPiece(unk_token="<unk>"))
+    made.normalizer, made.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
+    trainer = trainers.WordPieceTrainer(vocab_size=120, special_tokens=["<unk>"], show_progress=False)
+    made.train_from_iterator([*TEXTS, "fine 1"], trainer)
+    return made
+
+
+def unigram() -> Tokenizer:
+    """As T5's: likeliest pieces, ▁ for spaces, compatibility characters spelled out."""
+    made = Tokenizer(models.Unigram())
+    made.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Replace("...", "…")])
+    made.pre_tokenizer = pre_tokenizers.Metaspace()
+    trainer = trainers.UnigramTrainer(vocab_size=90, unk_token="<unk>", special_tokens=["<unk>"], show_progress=False)
+    made.train_from_iterator([*TEXTS, "a fine 1 … fi é"], trainer)
+    return made
+
+
+def composing() -> Tokenizer:
+    """As Qwen's: bytes of the composed text."""
+    made = byte_level()
+    made.normalizer = normalizers.NFC()
+    return made
+
+
 MADE = {"byte_level": byte_level(), "sentence_piece": sentence_piece(), "words": words()}
+MADE |= {"word_piece": word_piece(), "unigram": unigram(), "composing": composing()}
 
 
 TOKENIZERS = {name: PreTrainedTokenizerFast(tokenizer_object=made) for name, made in MADE.items()}
@@ -94,6 +122,48 @@ def test_a_token_that_ends_within_a_character_pairs_with_nothing() -> None:
     assert [end for end, is_end in zip(one.ends, one.is_end, strict=True) if not is_end] == [5]
 
 
+def read_so_far(name: str, text: str) -> list[str]:
+    """The original text that each paired position has read, with a tokenizer that cuts text into its characters."""
+    one = tokens_with_ends(TOKENIZERS[name], [text])[0]
+    characters = Tokens(list(range(len(text))), list(range(1, len(text) + 1)), [True] * len(text))
+    return [text[: characters.ends[j]] for _, j in pair_positions(one, characters)]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        ("word_piece", "THE Cat", ["THE", "THE Cat"]),
+        ("word_piece", "cafe\u0301 is", ["cafe\u0301", "cafe\u0301 is"]),
+        ("unigram", "\ufb01", ["\ufb01"]),
+        ("unigram", "\u2460", ["\u2460"]),
+        ("unigram", "e\u0301 is", ["e\u0301", "e\u0301 ", "e\u0301 is"]),
+        ("composing", "e\u0301", ["e\u0301"]),
+        ("composing", "ae\u0301\u0323", ["a", "ae\u0301\u0323"]),  # the marks change places
+        ("composing", "\u1100\u1161\u11a8", ["\u1100\u1161\u11a8"]),  # three letters, one Hangul syllable
+        ("composing", "q\u0302", ["q\u0302"]),
+        ("byte_level", "e\u0301", ["e\u0301"]),  # the other tokenizer may compose
+    ],
+    ids=ascii,
+)
+def test_a_token_ends_on_a_character_of_the_original_text(name: str, text: str, expected: list[str]) -> None:
+    assert read_so_far(name, text) == expected
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFKC", "NFD", "NFKD"])
+@given(
+    text=st.text(st.sampled_from("aeq \u0301\u0302\u0323\u00e9\u1100\u1161\u11a8\uff76\uff9e\ufb01\u2460"), max_size=12)
+)
+@settings(max_examples=100, deadline=None)
+def test_a_normalizing_position_has_read_the_normalized_text_so_far(form: str, text: str) -> None:
+    """The oracle: what was read, decoded, is what the normalizer makes of the text up to there."""
+    made = byte_level()
+    made.normalizer = getattr(normalizers, form)()
+    one = tokens_with_ends(PreTrainedTokenizerFast(tokenizer_object=made), [text])[0]
+    for i, end in enumerate(one.ends):
+        if one.is_end[i]:
+            assert made.decode(one.ids[: i + 1]) == unicodedata.normalize(form, text[:end])
+
+
 def test_what_is_no_text_pairs_with_nothing() -> None:
     one, other = Tokens([1, 2], [2, 4], [False, True]), Tokens([1, 2], [2, 4], [True, True])
     assert pair_positions(one, other) == [(1, 1)]
@@ -128,7 +198,7 @@ def test_a_tokenizer_without_offsets_is_refused() -> None:
 
 def test_offsets_that_do_not_follow_the_text_are_refused() -> None:
     class Backwards:
-        is_fast, all_special_ids = True, ()
+        is_fast, all_special_ids, all_special_tokens = True, (), ()
 
         def __call__(self, texts: list[str], **options: Any) -> Any:
             return {"input_ids": [[1, 2]], "offset_mapping": [[(2, 4), (0, 2)]]}

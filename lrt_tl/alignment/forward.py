@@ -1,0 +1,97 @@
+"""What both models make of each batch: run one after the other on it, or, where they do not fit into memory together,
+on a group of batches, with the activations of the first on disk until the second has passed."""
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from lrt_tl.errors import LrtError
+from lrt_tl.models.capture import capture
+from lrt_tl.models.deferred import DeferredModel, present
+from lrt_tl.models.protocol import HookedModel
+from lrt_tl.text.batches import TokenBatch, TokenRows
+
+_BATCHES_AT_A_TIME = 128
+
+Seen = tuple[dict[str, Float[Tensor, "position _"]], dict[str, Float[Tensor, "row _"]]]
+"""Activations at the text of a batch, and norms at all of it (on the CPU), by `source:` or `target:` and hook name."""
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of the two models, and where it is read."""
+
+    name: str
+    """`source` or `target`."""
+    model: HookedModel | DeferredModel
+    hook_names: Sequence[str]
+
+
+def together(source: Side, target: Side, batches: Iterator[TokenBatch]) -> Iterator[tuple[TokenBatch, Seen]]:
+    """Run both models on each batch."""
+    with present(source.model) as first, present(target.model) as second:
+        for batch in batches:
+            yield batch, _joined(_seen(source, first, batch), _seen(target, second, batch))
+
+
+def one_at_a_time(source: Side, target: Side, batches: Iterator[TokenBatch]) -> Iterator[tuple[TokenBatch, Seen]]:
+    """The same, with one model at a time: each is loaded once for 128 batches, and what the source makes of these is
+    kept in a temporary folder (4 bytes a position and dimension)."""
+    while group := list(islice(batches, _BATCHES_AT_A_TIME)):
+        with tempfile.TemporaryDirectory(prefix="lrt_tl-") as folder:
+            files = [Path(folder, f"{number}.safetensors") for number in range(len(group))]
+            _write(source, group, files)
+            yield from _read_beside(target, group, files)
+
+
+def rows_of(batch: TokenBatch, key: str) -> TokenRows:
+    """The rows of the model that a key begins with."""
+    return batch.source if key.startswith("source") else batch.target
+
+
+def _write(side: Side, batches: Sequence[TokenBatch], files: Sequence[Path]) -> None:
+    with present(side.model) as model:
+        for batch, file in zip(batches, files, strict=True):
+            states, norms = _seen(side, model, batch)
+            save_file({f"{kind} {key}": t for kind, of in (("s", states), ("n", norms)) for key, t in of.items()}, file)
+
+
+def _read_beside(side: Side, batches: Sequence[TokenBatch], files: Sequence[Path]) -> Iterator[tuple[TokenBatch, Seen]]:
+    with present(side.model) as model:
+        for batch, file in zip(batches, files, strict=True):
+            kept = load_file(file)
+            file.unlink()
+            states, norms = ({key[2:]: t for key, t in kept.items() if key[0] == kind} for kind in "sn")
+            on_device = {key: state.to(model.cfg.device) for key, state in states.items()}
+            yield batch, _joined((on_device, norms), _seen(side, model, batch))
+
+
+def _joined(one: Seen, other: Seen) -> Seen:
+    return {**one[0], **other[0]}, {**one[1], **other[1]}
+
+
+def _seen(side: Side, model: HookedModel, batch: TokenBatch) -> Seen:
+    states, norms, rows = {}, {}, rows_of(batch, side.name)
+    for name, activations in capture(model, rows.tokens, rows.mask, side.hook_names).items():
+        where = f"{model.cfg.model_name}, {name}"
+        states[f"{side.name}:{name}"] = _at_text(rows, batch.names, activations, where)
+        norms[f"{side.name}:{name}"] = activations.norm(dim=-1).cpu()
+    return states, norms
+
+
+def _at_text(
+    rows: TokenRows, names: Sequence[str], activations: Float[Tensor, "row position d_model"], where: str
+) -> Float[Tensor, "kept d_model"]:
+    states = activations[rows.content.to(activations.device)]
+    if not torch.isfinite(states).all():
+        bad = ~torch.isfinite(activations).all(-1).cpu() & rows.content
+        row = int(bad.any(1).nonzero()[0])
+        raise LrtError(f"{where}: an activation is NaN or infinite on {names[row]}")
+    return states
