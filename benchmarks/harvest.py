@@ -3,7 +3,8 @@
 `python benchmarks/harvest.py` interleaves, over the same batches of the same text: the bare forward passes of both
 models up to the harvested layers; harvest and moments; and, for comparison, `run_with_cache` of everything, whose
 activations are kept for a fit afterwards. Memory is counted, not measured: the bytes of the tensors that each keeps
-alive at its peak, moments and one batch of activations against the caches. Prints a table for people, and last one line of JSON.
+alive at its peak, moments and one batch of activations against the caches. Prints a table for people, and last one line
+of JSON.
 """
 
 import argparse

@@ -2,7 +2,8 @@
 
 `python benchmarks/moments_rate.py` takes batches of random activations, and interleaves updates with the bare products
 XᵀX, XᵀY and YᵀY of the same batches. An update takes a little more than half of the symmetric ones, so that it can come
-out faster than the bare products, in spite of all else that it does. Prints a table for people, and last one line of JSON.
+out faster than the bare products, in spite of all else that it does. Prints a table for people, and last one line of
+JSON.
 """
 
 import argparse
