@@ -21,19 +21,18 @@ from tqdm.auto import tqdm
 from lrt_tl.alignment.accumulation import accumulate
 from lrt_tl.alignment.counts import HarvestCounts
 from lrt_tl.alignment.diagnostics import debiased_cka, r_squared
-from lrt_tl.alignment.fit import FOLDS, RELATIVE_RIDGES
+from lrt_tl.alignment.ends import Layers, Model
+from lrt_tl.alignment.fit import FOLDS, RELATIVE_RIDGES, prepare
 from lrt_tl.alignment.harvest import Calibration, Harvest, PairedActivations, Transform
 from lrt_tl.alignment.moments import Moments, fit_pairs, pool
 from lrt_tl.alignment.processes import is_first, shared
 from lrt_tl.alignment.selection import FoldSpectrum, held_out_folds, penalties_of
 from lrt_tl.alignment.solvers import ridge
 from lrt_tl.errors import LrtError
-from lrt_tl.models.hook_names import resolve_hook_name
-from lrt_tl.models.identity import site_of
-from lrt_tl.models.protocol import HookedModel
+from lrt_tl.models.hook_names import layer_of
 from lrt_tl.tables import html_table
 from lrt_tl.text.batches import Layout
-from lrt_tl.text.documents import N_SPLITS, TEST, Documents, Exclusion, read_documents
+from lrt_tl.text.documents import N_SPLITS, TEST, Documents
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -141,8 +140,8 @@ class LayerSearch:
 
 @shared
 def search_layers(
-    source: HookedModel,
-    target: HookedModel,
+    source: Model,
+    target: Model,
     documents: Any,
     *,
     source_layers: Sequence[int] | None = None,
@@ -154,6 +153,7 @@ def search_layers(
     context_length: int | None = None,
     layout: Layout = "split",
     prepend_bos: bool = True,
+    sequential: bool = False,
     relative_ridges: Sequence[float] = RELATIVE_RIDGES,
     checkpoint: str | Path | None = None,
     seed: int = 0,
@@ -171,6 +171,7 @@ def search_layers(
         n_nulls: searches on shuffled positions, on a fixed sample of documents.
         sketch: see both sides through a random projection to so many dimensions, where all of them do not fit into
             memory. R² is then that of the projected target from the projected source.
+        sequential: have one model in memory at a time, as in `fit_affine_map`.
         checkpoint: a folder to keep the moments in every minute, so that a search that was killed goes on from there.
         seed: of the shuffles and the projection.
         distributed: share the pass, as in `fit_affine_map`.
@@ -178,32 +179,29 @@ def search_layers(
     Raises:
         LrtError: the moments need more memory than there is, or what `fit_affine_map` refuses.
     """
-    sides = [
-        (model, tuple(range(model.cfg.n_layers)) if layers is None else tuple(layers))
-        for model, layers in ((source, source_layers), (target, target_layers))
-    ]
-    if n_nulls < 1 or not all(layers for _, layers in sides):
-        raise LrtError(
-            f"a search needs layers on both sides, and a null: n_nulls={n_nulls}, layers {sides[0][1]}, {sides[1][1]}"
-        )
-    hooks = [[resolve_hook_name(model, layer=layer) for layer in layers] for model, layers in sides]
-    keys = [[f"{side}:{hook}" for hook in of] for side, of in zip(("source", "target"), hooks, strict=True)]
-    widths = [model.cfg.d_model if sketch is None else min(sketch, model.cfg.d_model) for model, _ in sides]
-    _check_memory((len(keys[0]), len(keys[1])), (widths[0], widths[1]))
-    harvest = Harvest(
+    ends: tuple[Layers, Layers] = (
+        "all" if source_layers is None else source_layers,
+        "all" if target_layers is None else target_layers,
+    )
+    harvest, *sites = prepare(
         source,
         target,
-        hooks[0],
-        hooks[1],
-        read_documents(documents),
+        documents,
+        layers=ends,
+        exclude=exclude,
         batch_size=batch_size,
-        context_length=min(256, source.cfg.n_ctx, target.cfg.n_ctx) if context_length is None else context_length,
+        context_length=context_length,
         layout=layout,
         prepend_bos=prepend_bos,
-        exclude=Exclusion(exclude),
-        transforms={} if sketch is None else _projections(keys, [m.cfg.d_model for m, _ in sides], widths, seed),
+        sequential=sequential,
     )
-    sites = [[site_of(model, hook_name=hook) for hook in of] for (model, _), of in zip(sides, hooks, strict=True)]
+    if n_nulls < 1:
+        raise LrtError(f"a search needs a null to be compared with: n_nulls={n_nulls} must be 1 or more")
+    keys, d_models = harvest.keys, [of[0].d_model for of in sites]
+    widths = [d_model if sketch is None else min(sketch, d_model) for d_model in d_models]
+    _check_memory((len(keys[0]), len(keys[1])), (widths[0], widths[1]))
+    if sketch is not None:
+        harvest = replace(harvest, transforms=_projections(keys, d_models, widths, seed))
     harvested = accumulate(
         harvest, sites[0], sites[1], fit_pairs(*keys), checkpoint=checkpoint, distributed=distributed
     )
@@ -212,10 +210,10 @@ def search_layers(
     sample = _sample(harvest, calibration)
     null_best, sample_best = _null(sample, calibration, keys, relative_ridges, n_nulls, seed)
     found = LayerSearch(
-        source.cfg.model_name,
-        target.cfg.model_name,
-        sides[0][1],
-        sides[1][1],
+        harvest.source.cfg.model_name,
+        harvest.target.cfg.model_name,
+        tuple(layer_of(site.hook_name) for site in sites[0]),
+        tuple(layer_of(site.hook_name) for site in sites[1]),
         cv_r2,
         test_r2,
         torch.tensor([[debiased_cka(sample.states[a], sample.states[b]) for b in keys[1]] for a in keys[0]]),

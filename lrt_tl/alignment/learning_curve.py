@@ -12,12 +12,12 @@ from torch.nn.functional import cosine_similarity
 from lrt_tl.alignment.affine_map import AffineMap
 from lrt_tl.alignment.counts import HarvestCounts
 from lrt_tl.alignment.diagnostics import r_squared
+from lrt_tl.alignment.ends import Model
 from lrt_tl.alignment.fit import FOLDS, RELATIVE_RIDGES, prepare, solve
 from lrt_tl.alignment.moments import Centered, Moments, fit_pairs
 from lrt_tl.alignment.selection import Method, choose
 from lrt_tl.alignment.solvers import Solution
 from lrt_tl.errors import LrtError
-from lrt_tl.models.protocol import HookedModel
 from lrt_tl.steering.vector import SteeringVector
 from lrt_tl.tables import html_table
 from lrt_tl.text.documents import N_SPLITS, TEST
@@ -84,8 +84,8 @@ class LearningCurve:
 
 
 def learning_curve(
-    source: HookedModel,
-    target: HookedModel,
+    source: Model,
+    target: Model,
     documents: Any,
     *,
     vector: SteeringVector | Sequence[SteeringVector] | None = None,

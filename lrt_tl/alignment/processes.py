@@ -105,7 +105,9 @@ class Processes:
         with _lost_others_named():
             self._store.set(keys[self.rank], json.dumps(value))
             while not self._store.check(keys):
-                self._look_at(self._store)
+                failed = self._store.check(["failed"])
+                if failed and not self._store.check(keys):  # else one failed at what it heard here, as all will
+                    self._look_at(self._store)
                 time.sleep(_SECONDS_BETWEEN_LOOKS_AT_A_MEETING)
             return [json.loads(self._store.get(key)) for key in keys]
 

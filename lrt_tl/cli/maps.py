@@ -1,5 +1,6 @@
 """Commands about maps."""
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,6 +23,8 @@ from lrt_tl.cli.options import (
     PrependBos,
     Processed,
     Seed,
+    SelectLayers,
+    Sequential,
     Source,
     Target,
     documents_of,
@@ -40,7 +43,9 @@ def fit(
     chat_template: ChatTemplate = False,
     exclude: Exclude = None,
     method: MethodOption = "ridge",
+    select_layers: SelectLayers = False,
     checkpoint: Checkpoint = None,
+    sequential: Sequential = False,
     model_class: ModelClassOption = "bridge",
     processed: Processed = False,
     device: Device = None,
@@ -59,7 +64,7 @@ def fit(
     ends = ends_of(layers)
     device, distributed = join_launched(device)
     options = (model_class, processed, device, dtype)
-    models, texts = _models_and_texts(source, target, documents, exclude, chat_template, options)
+    models, texts = _models_and_texts(source, target, documents, exclude, chat_template, options, sequential=sequential)
     affine_map = fit_affine_map(
         models[0],
         models[1],
@@ -71,6 +76,8 @@ def fit(
         layout=layout,
         prepend_bos=prepend_bos,
         method=method,
+        select_layers=select_layers,
+        sequential=sequential,
         checkpoint=checkpoint,
         distributed=distributed,
     )
@@ -90,6 +97,7 @@ def harvest(
     chat_template: ChatTemplate = False,
     exclude: Exclude = None,
     checkpoint: Checkpoint = None,
+    sequential: Sequential = False,
     model_class: ModelClassOption = "bridge",
     processed: Processed = False,
     device: Device = None,
@@ -108,7 +116,7 @@ def harvest(
     ends = ends_of(layers)
     device, distributed = join_launched(device)
     options = (model_class, processed, device, dtype)
-    models, texts = _models_and_texts(source, target, documents, exclude, chat_template, options)
+    models, texts = _models_and_texts(source, target, documents, exclude, chat_template, options, sequential=sequential)
     moments = harvest_moments(
         models[0],
         models[1],
@@ -119,6 +127,7 @@ def harvest(
         context_length=context_length,
         layout=layout,
         prepend_bos=prepend_bos,
+        sequential=sequential,
         checkpoint=checkpoint,
         distributed=distributed,
     )
@@ -144,7 +153,10 @@ def merge(
 
 
 def solve(
-    moments: Annotated[Path, typer.Option(help="A folder of moments.")], out: Out, method: MethodOption = "ridge"
+    moments: Annotated[Path, typer.Option(help="A folder of moments.")],
+    out: Out,
+    method: MethodOption = "ridge",
+    select_layers: SelectLayers = False,
 ) -> None:
     """Make the map of moments."""
     from lrt_tl.alignment.accumulation import HarvestedMoments
@@ -152,7 +164,7 @@ def solve(
     from lrt_tl.artifacts import refuse_existing
 
     refuse_existing(out)
-    affine_map = fit_moments(HarvestedMoments.load(moments), method=method)
+    affine_map = fit_moments(HarvestedMoments.load(moments), method=method, select_layers=select_layers)
     affine_map.save(out)
     print_table("The map", affine_map.summary())
     print_table("The text that it was fitted on", affine_map.report.harvested())
@@ -222,14 +234,18 @@ def _models_and_texts(
     exclude: list[str] | None,
     chat_template: bool,
     options: tuple[Any, ...],
+    *,
+    sequential: bool = False,
 ) -> tuple[list[Any], tuple[Any, list[str]]]:
-    """Both models; the documents, and the texts to leave out of them."""
+    """Both models, or what loads them; the documents, and the texts to leave out of them."""
     from lrt_tl.evaluation.behavior import texts_of
     from lrt_tl.storyworld.named import named_behavior, named_contrast_pairs
 
     texts = texts_of(*(named(file) for file in exclude or [] for named in (named_contrast_pairs, named_behavior)))
     read = documents_of(documents, source, target)
-    models = [load(name, *options) for name in (source, target)]
+    loaders = [partial(load, name, *options) for name in (source, target)]
+    models: list[Any] = [load_one if sequential else load_one() for load_one in loaders]
     if chat_template:
-        read = documents_of(documents, source, target, chat_template=models[1].tokenizer)
+        tokenizer = (models[1]() if sequential else models[1]).tokenizer
+        read = documents_of(documents, source, target, chat_template=tokenizer)
     return models, (read, texts)

@@ -63,6 +63,12 @@ Checkpoint = Annotated[
 ChatTemplate = Annotated[
     bool, typer.Option("--chat-template", help="Read documents through the target's chat template.")
 ]
+SelectLayers = Annotated[
+    bool, typer.Option("--select-layers", help="Of several source layers, keep those that the map needs.")
+]
+Sequential = Annotated[
+    bool, typer.Option("--sequential", help="Have one model in memory at a time, for two that do not fit together.")
+]
 GRID = "-8,-4,0,4,8"
 
 

@@ -72,9 +72,18 @@ def test_what_does_not_fit_is_refused_before_the_models_run(
     assert "the moments take" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("change", [{"n_nulls": 0}, {"source_layers": []}, {"target_layers": []}])
-def test_a_search_without_layers_or_null_is_refused(bridges: tuple[Any, Any], change: dict[str, Any]) -> None:
-    with pytest.raises(LrtError, match="needs layers on both sides, and a null"):
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"n_nulls": 0}, "needs a null to be compared with: n_nulls=0"),
+        ({"source_layers": []}, "must be one or more different ones"),
+        ({"target_layers": [1, 1]}, "must be one or more different ones"),
+    ],
+)
+def test_a_search_without_layers_or_null_is_refused(
+    bridges: tuple[Any, Any], change: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(LrtError, match=message):
         search_layers(*bridges, ["text"], **change)
 
 

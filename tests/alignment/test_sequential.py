@@ -74,8 +74,8 @@ def test_nothing_is_left_on_disk(
     monkeypatch.setattr(module.tempfile, "tempdir", str(tmp_path))
     learning_curve(*loaders.both, texts, layers=(1, 2), sequential=True)
     assert not list(tmp_path.iterdir())
-    with pytest.raises(LrtError, match="tokenizes to nothing"):
-        harvest_moments(*loaders.both, [*texts, "   "], layers=LAYERS, sequential=True)
+    with pytest.raises(LrtError, match="hold NaN or infinity"):
+        harvest_moments(*loaders.both, texts, layers=(1, 2), sequential=True, features=lambda states: states / 0)
     assert not list(tmp_path.iterdir())
 
 
