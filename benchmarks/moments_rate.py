@@ -2,33 +2,19 @@
 
 `python benchmarks/moments_rate.py` takes batches of random activations, and interleaves updates with the bare products
 XᵀX, XᵀY and YᵀY of the same batches. An update takes a little more than half of the symmetric ones, so that it can come
-out faster than the bare products, in spite of all else that it does. Prints a table for people, and last one line of JSON.
+out faster than the bare products, in spite of all else that it does. Prints a table for people, and last one line of
+JSON.
 """
 
 import argparse
 import json
-import time
-from collections.abc import Callable
 
 import torch
+from timing import interleaved
 
 from lrt_tl.alignment.moments import Moments, fit_pairs
 from lrt_tl.tables import print_table
 from lrt_tl.text.documents import N_SPLITS
-
-
-def seconds(work: Callable[[], object]) -> float:
-    """Of one call, to its end on the device."""
-    started = time.perf_counter()
-    work()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - started
-
-
-def quartiles(times: list[float]) -> list[float]:
-    """First quartile, median, third."""
-    return torch.tensor(times).quantile(torch.tensor([0.25, 0.5, 0.75])).tolist()
 
 
 def main() -> None:
@@ -50,13 +36,7 @@ def main() -> None:
     def products() -> None:
         _ = x.T @ x, x.T @ y, y.T @ y
 
-    times: dict[str, list[float]] = {"products": [], "update": []}
-    for repeat in range(given.repeats + 1):
-        for name, work in (("products", products), ("update", update)):
-            taken = seconds(work)
-            if repeat:  # the first warms up
-                times[name].append(taken)
-    found = {name: quartiles(some) for name, some in times.items()}
+    found = interleaved({"products": products, "update": update}, given.repeats)
     flops = 2 * given.positions * (d_source**2 + d_source * d_target + d_target**2)
     fraction = found["products"][1] / found["update"][1]
     print_table(

@@ -274,11 +274,12 @@ def _all_pairs(
             folds = [parts[fold] for fold in FOLDS]
             held_out = held_out_folds(folds)
             spectra = spectra or [FoldSpectrum.of(train, held) for train, held in held_out]
-            penalties = penalties_of(folds, relative_ridges)
+            whole = pool(folds)
+            penalties = penalties_of(whole, relative_ridges)
             r2 = torch.stack([s.r2(*of, penalties) for s, of in zip(spectra, held_out, strict=True)]).mean(0)
             cv_r2[row, column] = float(r2.max())
             if test:
-                test_r2[row, column] = r_squared(ridge(pool(folds), float(penalties[r2.argmax()])), parts[TEST])
+                test_r2[row, column] = r_squared(ridge(whole, float(penalties[r2.argmax()])), parts[TEST])
     return cv_r2, test_r2
 
 

@@ -22,6 +22,7 @@ from lrt_tl.alignment.solvers import (
     rank_factors,
     reduced_rank,
     ridge,
+    ridge_path,
     spectrum,
     whitened,
 )
@@ -67,9 +68,12 @@ def choose(method: Method, folds: Sequence[Centered], relative_ridges: Sequence[
     return _METHODS[method](folds, relative_ridges)
 
 
-def penalties_of(folds: Sequence[Centered], relative_ridges: Sequence[float]) -> Float64[Tensor, "penalty"]:
-    """λ = α · (mean variance of a source dimension, over all folds) for each α."""
-    train = pool(folds)
+def penalties_of(train: Centered, relative_ridges: Sequence[float]) -> Float64[Tensor, "penalty"]:
+    """λ = α · (mean variance of a source dimension) for each α.
+
+    Args:
+        train: all folds together.
+    """
     scale = mean_variance(train.source_source, train.count)
     return scale * torch.tensor(relative_ridges, dtype=torch.float64, device=train.source_source.device)
 
@@ -110,12 +114,13 @@ def ridge_fold_r2(folds: Sequence[Centered], penalties: Float64[Tensor, "penalty
 
 
 def _ridge(folds: Sequence[Centered], relative_ridges: Sequence[float]) -> Choice:
-    penalties = penalties_of(folds, relative_ridges)
+    train = pool(folds)
+    penalties = penalties_of(train, relative_ridges)
     r2 = ridge_fold_r2(folds, penalties)
     best = int(r2.mean(1).argmax())
     penalty = float(penalties[best])
     return Choice(
-        ridge(pool(folds), penalty),
+        ridge(train, penalty),
         "relative ridge",
         _curve(relative_ridges, r2),
         tuple(r2[best].tolist()),
@@ -127,18 +132,18 @@ def _ridge(folds: Sequence[Centered], relative_ridges: Sequence[float]) -> Choic
 def _ridge_per_target(folds: Sequence[Centered], relative_ridges: Sequence[float]) -> Choice:
     """Each target dimension with the penalty that serves it best. Its R² is of the choice, not of a single candidate,
     and so a little high: the choice saw the folds. The test split has not been seen."""
-    penalties = penalties_of(folds, relative_ridges)
+    whole = pool(folds)
+    penalties = penalties_of(whole, relative_ridges)
 
     def of(train: Centered, held: Centered) -> Tensor:
-        solutions = [ridge(train, float(penalty)) for penalty in penalties]
-        return torch.stack([squared_errors(solution, held) for solution in solutions])
+        return torch.stack([squared_errors(solution, held) for solution in ridge_path(train, penalties.tolist())])
 
     errors = _over_folds(folds, of)  # [penalty, d_target, fold]
     totals = torch.tensor([total_variation(held) for held in folds], dtype=errors.dtype, device=errors.device)
     best = errors.sum(2).argmin(0)
     chosen = errors[best, torch.arange(len(best), device=best.device)]  # [d_target, fold]
     return Choice(
-        ridge(pool(folds), penalties[best]),
+        ridge(whole, penalties[best]),
         "relative ridge",
         _curve(relative_ridges, 1 - errors.sum(1) / totals),
         tuple((1 - chosen.sum(0) / totals).tolist()),

@@ -4,6 +4,7 @@ The source's states are rows x, the target's rows y, W `[d_source, d_target]`, a
 b = ȳ − Wᵀx̄ in every one. S are sums of products about the means, n the number of positions.
 """
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -53,9 +54,15 @@ def ridge(train: Centered, penalty: float | Float64[Tensor, "d_target"]) -> Solu
         penalty: λ, *per position*, so that it means the same on K − 1 folds as on all; one for all target dimensions
             or one for each.
     """
+    return next(ridge_path(train, [penalty]))
+
+
+def ridge_path(train: Centered, penalties: Iterable[float | Float64[Tensor, "d_target"]]) -> Iterator[Solution]:
+    """The ridge map of each of these penalties, from one decomposition."""
     eigenvalues, v = spectrum(train.source_source)
-    weight = v @ ((v.T @ train.source_target) / (eigenvalues[:, None] + train.count * penalty))
-    return through_the_means(weight, train)
+    u = v.T @ train.source_target
+    for penalty in penalties:
+        yield through_the_means(v @ (u / (eigenvalues[:, None] + train.count * penalty)), train)
 
 
 def least_squares(train: Centered, tolerance: float = 1e-7) -> Solution:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from lrt_tl.models.hook_names import hook_point
+from lrt_tl.models.hook_names import hook_points
 from lrt_tl.models.protocol import Hook, HookedModel
 
 
@@ -17,8 +17,8 @@ class Attachment:
 
     def __init__(self, model: HookedModel, hooks: Sequence[tuple[str, Hook]]) -> None:
         self._handles: list[tuple[Any, Any]] = []
-        points = [(hook_point(model, name), hook) for name, hook in hooks]
-        for point, hook in points:
+        points = hook_points(model, [name for name, _ in hooks])
+        for point, (_, hook) in zip(points, hooks, strict=True):
             point.add_hook(hook)
             self._handles.append((point, point.fwd_hooks[-1]))
 

@@ -6,6 +6,7 @@ TransformerLens 3.9's Bridge ignores unknown hook names in silence, so every nam
 """
 
 import re
+from collections.abc import Iterable
 
 from lrt_tl.errors import LrtError
 from lrt_tl.models.protocol import HookedModel, HookPoint
@@ -55,16 +56,27 @@ def spelled_as_stored(hook_name: str) -> str:
     return f"blocks.{match[1]}.hook_{_SPELLINGS.get(match[2], match[2])}"
 
 
+def hook_points(model: HookedModel, hook_names: Iterable[str]) -> list[HookPoint]:
+    """The hook points of these (resolved) names. A Bridge makes its `hook_dict` anew whenever it is asked for it, in
+    milliseconds; here it is asked once.
+
+    Raises:
+        LrtError: the model lacks one, such as `hook_resid_mid` where attention and MLP run in parallel.
+    """
+    named, wanted = model.hook_dict, list(hook_names)
+    for name in wanted:
+        if name not in named:
+            raise LrtError(f"{model.cfg.model_name} ({type(model).__name__}) has no hook point {name!r}")
+    return [named[name] for name in wanted]
+
+
 def hook_point(model: HookedModel, hook_name: str) -> HookPoint:
     """The hook point of that (resolved) name.
 
     Raises:
-        LrtError: the model has none, such as `hook_resid_mid` where attention and MLP run in parallel.
+        LrtError: the model has none.
     """
-    found: HookPoint | None = model.hook_dict.get(hook_name)
-    if found is None:
-        raise LrtError(f"{model.cfg.model_name} ({type(model).__name__}) has no hook point {hook_name!r}")
-    return found
+    return hook_points(model, [hook_name])[0]
 
 
 def check_writable(model: HookedModel, hook_name: str) -> None:

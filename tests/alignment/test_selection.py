@@ -11,7 +11,7 @@ from sklearn.linear_model import Ridge
 from sklearn.metrics import r2_score
 
 from lrt_tl.alignment.diagnostics import r_squared
-from lrt_tl.alignment.moments import Centered
+from lrt_tl.alignment.moments import Centered, pool
 from lrt_tl.alignment.selection import add_sources, choose, narrowed, penalties_of, ridge_fold_r2
 from lrt_tl.alignment.solvers import (
     Solution,
@@ -39,7 +39,7 @@ def explicit(sample: Sample, solve: Callable[[Centered], Solution], fold: int) -
 def test_the_grid_is_in_units_of_the_mean_variance() -> None:
     sample = planted()
     variance = sample.part(FOLDS)[0].var(0).mean()
-    grid = penalties_of(sample.folds(), (1e-3, 2.0))
+    grid = penalties_of(pool(sample.folds()), (1e-3, 2.0))
     np.testing.assert_allclose(grid.numpy(), [1e-3 * variance, 2 * variance], rtol=1e-12)
 
 
@@ -114,9 +114,9 @@ def test_a_penalty_for_each_target_dimension_is_a_choice_for_each() -> None:
                 for fold in FOLDS
                 for x, y in [alone.part([other for other in FOLDS if other != fold])]
             )
-            for penalty in penalties_of(alone.folds(), PENALTIES).tolist()
+            for penalty in penalties_of(pool(alone.folds()), PENALTIES).tolist()
         ]
-        best = penalties_of(alone.folds(), PENALTIES)[int(np.argmin(errors))]
+        best = penalties_of(pool(alone.folds()), PENALTIES)[int(np.argmin(errors))]
         wanted = ridge(alone.centered(FOLDS), float(best))
         torch.testing.assert_close(choice.solution.weight[:, [dimension]], wanted.weight)
         assert own.ridge is not None
