@@ -25,6 +25,7 @@ from lrt_tl.alignment.solvers import (
     ridge_path,
     spectrum,
     whitened,
+    whitened_path,
 )
 from lrt_tl.errors import LrtError
 
@@ -193,7 +194,7 @@ def _rank_r2(train: Centered, held: Centered, penalty: float) -> Float64[Tensor,
 
 def _whitened(folds: Sequence[Centered], relative_ridges: Sequence[float]) -> Choice:
     def of(train: Centered, held: Centered) -> Tensor:
-        return _r2([whitened(train, alpha) for alpha in relative_ridges], held)
+        return _r2(list(whitened_path(train, relative_ridges)), held)
 
     r2 = _over_folds(folds, of)
     best = int(r2.mean(1).argmax())

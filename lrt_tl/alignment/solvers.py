@@ -131,13 +131,18 @@ def canonical(moments: Centered, relative: float = 1e-6) -> Canonical:
     Args:
         relative: α; the covariances are Sxx/n + α·(mean variance of x)·I, and that of y alike.
     """
-    cx, vx = _regularized(moments.source_source, moments.count, relative)
-    cy, vy = _regularized(moments.target_target, moments.count, relative)
-    cross = (vx.T @ moments.source_target @ vy) / (moments.count * cx.sqrt()[:, None] * cy.sqrt())
-    u, correlations, vh = torch.linalg.svd(cross, full_matrices=False)
-    return Canonical(
-        correlations, vx @ (u / cx.sqrt()[:, None]), vy @ (vh.T / cy.sqrt()[:, None]), (vh * cy.sqrt()) @ vy.T
-    )
+    return next(canonical_path(moments, [relative]))
+
+
+def canonical_path(moments: Centered, relatives: Iterable[float]) -> Iterator[Canonical]:
+    """The same for each of these α, from one decomposition of each covariance."""
+    (ex, vx), (ey, vy) = (spectrum(s / moments.count) for s in (moments.source_source, moments.target_target))
+    units = [mean_variance(s, moments.count) for s in (moments.source_source, moments.target_target)]
+    cross = vx.T @ moments.source_target @ vy / moments.count
+    for relative in relatives:
+        root_x, root_y = ((e + relative * unit).sqrt()[:, None] for e, unit in zip((ex, ey), units, strict=True))
+        u, correlations, vh = torch.linalg.svd(cross / root_x / root_y.T, full_matrices=False)
+        yield Canonical(correlations, vx @ (u / root_x), vy @ (vh.T / root_y), (vh * root_y.T) @ vy.T)
 
 
 def whitened(train: Centered, relative: float) -> Solution:
@@ -149,14 +154,13 @@ def whitened(train: Centered, relative: float) -> Solution:
     Args:
         relative: α, as of `canonical`.
     """
-    form = canonical(train, relative)
-    return through_the_means(form.of_source @ form.to_target, train)
+    return next(whitened_path(train, [relative]))
 
 
-def _regularized(products: Tensor, count: int, relative: float) -> tuple[Tensor, Tensor]:
-    """Eigenvalues and eigenvectors of S/n + α·(mean variance)·I."""
-    eigenvalues, v = spectrum(products / count)
-    return eigenvalues + relative * mean_variance(products, count), v
+def whitened_path(train: Centered, relatives: Iterable[float]) -> Iterator[Solution]:
+    """The whitened map of each of these α."""
+    for form in canonical_path(train, relatives):
+        yield through_the_means(form.of_source @ form.to_target, train)
 
 
 def partial_least_squares(train: Centered, rank: int) -> list[Solution]:
