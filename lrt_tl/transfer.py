@@ -120,7 +120,7 @@ def transfer(
     *,
     layers: tuple[Layers, int] | None = None,
     hook_names: tuple[str | Sequence[str], str] | None = None,
-    method: Method = "ridge",
+    method: Method = "whitened",
     select_layers: bool = False,
     position: TextPosition = "mean",
     coefficients: Sequence[float] = COEFFICIENTS,

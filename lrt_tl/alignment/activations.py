@@ -29,7 +29,7 @@ def fit_activations(
     mask: Tensor | None = None,
     models: tuple[HookedModel, HookedModel] | None = None,
     drop_sinks: bool = True,
-    method: Method = "ridge",
+    method: Method = "whitened",
     relative_ridges: Sequence[float] = RELATIVE_RIDGES,
 ) -> AffineMap:
     """Fit a map to activations already in hand. Splits, ridge and report are those of `fit_affine_map`.

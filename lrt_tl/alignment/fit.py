@@ -39,7 +39,7 @@ def fit_affine_map(
     layout: Layout = "split",
     prepend_bos: bool = True,
     sequential: bool = False,
-    method: Method = "ridge",
+    method: Method = "whitened",
     select_layers: bool = False,
     relative_ridges: Sequence[float] = RELATIVE_RIDGES,
     checkpoint: str | Path | None = None,
@@ -103,7 +103,7 @@ def fit_affine_map(
 
 
 def fit_affine_maps(
-    source: Model, target: Model, documents: Any, *, method: Method = "ridge", **options: Any
+    source: Model, target: Model, documents: Any, *, method: Method = "whitened", **options: Any
 ) -> AffineMaps:
     """Fit a map to each of several target layers, `layers=((0, 1, 2), (3, 4))`, from one pass, and print their R².
 
@@ -204,7 +204,7 @@ def fit_moments(
     moments: HarvestedMoments,
     *,
     target: Site | None = None,
-    method: Method = "ridge",
+    method: Method = "whitened",
     select_layers: bool = False,
     relative_ridges: Sequence[float] = RELATIVE_RIDGES,
 ) -> AffineMap:
@@ -238,7 +238,7 @@ def solve(
     target: Site,
     counts: HarvestCounts,
     *,
-    method: Method = "ridge",
+    method: Method = "whitened",
     select_layers: bool = False,
     relative_ridges: Sequence[float] = RELATIVE_RIDGES,
 ) -> AffineMap:

@@ -89,7 +89,7 @@ def learning_curve(
     documents: Any,
     *,
     vector: SteeringVector | Sequence[SteeringVector] | None = None,
-    method: Method = "ridge",
+    method: Method = "whitened",
     relative_ridges: Sequence[float] = RELATIVE_RIDGES,
     **options: Any,
 ) -> LearningCurve:

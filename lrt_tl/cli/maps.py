@@ -42,7 +42,7 @@ def fit(
     documents: DocumentsOption = None,
     chat_template: ChatTemplate = False,
     exclude: Exclude = None,
-    method: MethodOption = "ridge",
+    method: MethodOption = "whitened",
     select_layers: SelectLayers = False,
     checkpoint: Checkpoint = None,
     sequential: Sequential = False,
@@ -155,7 +155,7 @@ def merge(
 def solve(
     moments: Annotated[Path, typer.Option(help="A folder of moments.")],
     out: Out,
-    method: MethodOption = "ridge",
+    method: MethodOption = "whitened",
     select_layers: SelectLayers = False,
 ) -> None:
     """Make the map of moments."""

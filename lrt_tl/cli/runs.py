@@ -58,7 +58,7 @@ def transfer(
     context_length: ContextLength = None,
     layout: LayoutOption = "split",
     prepend_bos: PrependBos = True,
-    method: MethodOption = "ridge",
+    method: MethodOption = "whitened",
     select_layers: SelectLayers = False,
     position: Position = "mean",
     coefficients: Coefficients = GRID,
