@@ -1,8 +1,9 @@
 """What does a search over all pairs of layers cost beside one pair?
 
-`python benchmarks/search.py` interleaves the pass over the text and the fit of all pairs of layers with those of one pair:
+`python benchmarks/search.py` interleaves the pass over the text and the fit of all pairs of layers with those of one:
 the middle layers, and the last ones, to which the models run as far as for all. The null, which runs no model but
-searches all pairs on shuffled positions of a fixed sample, is timed apart. Prints a table for people, and last one line of JSON.
+searches all pairs on shuffled positions of a fixed sample, is timed apart. Prints a table for people, and last one line
+of JSON.
 """
 
 import argparse

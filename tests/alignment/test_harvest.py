@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lrt_tl.alignment import harvest as module
+from lrt_tl.alignment import forward as module
 from lrt_tl.alignment.counts import HarvestCounts
 from lrt_tl.alignment.harvest import Harvest
 from lrt_tl.errors import LrtError
