@@ -1,12 +1,14 @@
 """The whole chain, in Python and from the command line, on small random models."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from transformers import PreTrainedTokenizerFast
 
 import lrt_tl as lrt
 from lrt_tl.cli import main
@@ -193,6 +195,33 @@ def test_the_command_line_fits_on_parts_of_the_text_from_several_layers(
     vectors = [lrt.SteeringVector.load(tmp_path / f"vector-{layer}") for layer in (0, 1)]
     carried = lrt.SteeringVector.load(tmp_path / "carried")
     torch.testing.assert_close(carried.direction, whole.transport(vectors).direction)
+
+
+def test_the_command_line_reads_chats_through_the_targets_template(
+    folders: tuple[Path, Path],
+    texts: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    chat = shutil.copytree(folders[1], tmp_path / "chat")
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(chat)
+    tokenizer.chat_template = "{{ bos_token }}{% for message in messages %}word0 {{ message['content'] }} {% endfor %}"
+    tokenizer.save_pretrained(chat)
+    rows = [{"messages": [{"role": "user", "content": text}]} for text in texts]
+    (tmp_path / "chats.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    fit = ("fit", "--source", folders[0], "--layers", "1:2", "--documents", tmp_path / "chats.jsonl", "--chat-template")
+    assert command(monkeypatch, *fit, "--target", folders[1], "--out", tmp_path / "none") == 1
+    assert "has no chat template" in capsys.readouterr().err
+    assert command(monkeypatch, *fit, "--target", chat, "--out", tmp_path / "map") == 0
+    shown = capsys.readouterr().out
+    assert "The text that it was fitted on" in shown
+    assert "special tokens left out" in shown
+    by_hand = [f"word0 {text} " for text in texts]
+    wanted = lrt.fit_affine_map(lrt.load_model(folders[0]), lrt.load_model(chat), by_hand, layers=(1, 2))
+    found = lrt.AffineMap.load(tmp_path / "map")
+    torch.testing.assert_close(found.weight, wanted.weight)
+    assert found.report.harvest["special_dropped"] == len(texts)
 
 
 def test_the_command_line_searches_layers(

@@ -142,6 +142,11 @@ def test_parts_of_the_text_add_up(bridges: tuple[Any, Any], texts: list[str], tm
     merged = HarvestedMoments.load(folders[0]).merge(HarvestedMoments.load(folders[1]))
     assert merged.counts.positions == whole.counts.positions
     assert merged.counts.documents == 200
+    for name in ("norms_before", "norms_kept"):
+        for key, norms in getattr(whole.counts, name).items():
+            found_norms = getattr(merged.counts, name)[key]
+            assert (found_norms.count, found_norms.largest) == (norms.count, pytest.approx(norms.largest, rel=1e-6))
+            assert found_norms.mean == pytest.approx(norms.mean, rel=1e-6)
     assert merged.sources == whole.sources
     found, wanted_parts = (some.parts(some.sources, some.targets[0]) for some in (merged, whole))
     for ours, theirs in zip(found, wanted_parts, strict=True):
