@@ -43,7 +43,7 @@ def mean_variance(products: Float64[Tensor, "d d"], count: int) -> float:
     """
     variance = float(products.diagonal().mean()) / count
     if not variance > 0:
-        raise LrtError("the source's activations are the same at all positions: there is nothing to map")
+        raise LrtError("the activations of one side do not vary: they are the same at all positions")
     return variance
 
 

@@ -24,13 +24,13 @@ def vectors(bridges: tuple[Any, Any]) -> list[SteeringVector]:
 
 @pytest.fixture(scope="module")
 def curve(bridges: tuple[Any, Any], texts: list[str], vectors: list[SteeringVector]) -> LearningCurve:
-    return learning_curve(*bridges, texts, layers=LAYERS, vector=vectors, batch_size=4)
+    return learning_curve(*bridges, texts, layers=LAYERS, vector=vectors, batch_size=4, method="ridge")
 
 
 def test_it_ends_with_the_map_of_the_whole_text(
     curve: LearningCurve, bridges: tuple[Any, Any], texts: list[str]
 ) -> None:
-    whole = fit_affine_map(*bridges, texts, layers=LAYERS, batch_size=4)
+    whole = fit_affine_map(*bridges, texts, layers=LAYERS, batch_size=4, method="ridge")
     assert curve.positions[-1] == whole.report.tokens
     assert curve.test_r2[-1] == pytest.approx(whole.report.test_r2, abs=1e-9)
     assert curve.cv_r2[-1] == pytest.approx(whole.report.cv_r2, abs=1e-9)

@@ -172,7 +172,7 @@ def test_states_that_do_not_vary_are_refused(method: Any) -> None:
     with pytest.raises(LrtError, match="source's activations are the same"):
         choose(method, constant.folds(), (1e-3,))
     held_out = Sample(sample.x, torch.ones_like(sample.y), sample.splits)
-    with pytest.raises(LrtError, match=r"do not vary|activations are the same"):
+    with pytest.raises(LrtError, match="do not vary"):
         choose(method, held_out.folds(), (1e-3,))
 
 
