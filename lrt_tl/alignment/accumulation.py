@@ -7,7 +7,6 @@ import re
 import shutil
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import reduce
 from pathlib import Path
@@ -19,7 +18,7 @@ from tqdm.auto import tqdm
 
 from lrt_tl.alignment.counts import HarvestCounts
 from lrt_tl.alignment.harvest import Calibration, Harvest, Transform
-from lrt_tl.alignment.moments import Centered, Moments, Pair
+from lrt_tl.alignment.moments import Centered, Moments, Pair, device_of_sums
 from lrt_tl.alignment.processes import Processes, is_first, sharing
 from lrt_tl.artifacts import load_artifact, save_artifact
 from lrt_tl.errors import ArtifactError, LrtError, MismatchError
@@ -95,9 +94,9 @@ def accumulate(
 
     Args:
         pairs: which products to keep.
-        checkpoint: a folder in which to keep the moments every `seconds`, with the position in the text. Started again
-            with the same arguments, the pass goes on from there, and gives the same moments bit for bit. What
-            was kept is removed at the end; nothing else that is in the folder is touched.
+        checkpoint: a folder in which to keep the moments every `seconds`, and at the end, with the position in the
+            text. Started again with the same arguments, the pass goes on from there, and gives the same moments bit for
+            bit; a pass that was done gives them at once. The folder is left to whoever named it.
         distributed: share the pass with the other processes of torch.distributed's group, which must be initialized,
             and in which all must call this with the same arguments. Each gets the moments of the whole pass: those of
             one process, but for the order of the float64 sums. Rank 0 calibrates. Each process keeps its own
@@ -115,24 +114,23 @@ def accumulate(
         place = None if checkpoint is None else _own_place(Path(checkpoint), processes)
         arguments = _arguments(harvest, sources, targets, pairs) if place or distributed else {}
         _require_same(arguments, processes)
-        found, done = (None, 0) if place is None else _resume(place, arguments)
+        found, done = (None, 0) if place is None else _resume(place, arguments, harvest.source.cfg.device)
         calibration = _calibrate(harvest, found, processes)
         whole = found or HarvestedMoments(
             tuple(sources), tuple(targets), Moments.empty(N_SPLITS, calibration.means, pairs), HarvestCounts()
         )
         batches = harvest.run(calibration, whole.counts, skip=done, rank=processes.rank, size=processes.size)
-        saved = time.monotonic()
-        for number, batch in enumerate(batches, start=done + 1):
+        saved, kept = time.monotonic(), done
+        for batch in batches:
             whole.moments.update(batch.states, batch.splits)
+            done += 1
             processes.look()
             if place is not None and time.monotonic() - saved > seconds:
-                _keep(place, whole, {**arguments, "batches": number})
-                saved = time.monotonic()
-        whole = _add_up(whole, processes)
-        if place is not None:
-            processes.meet()  # or a kill now would cost the work of those that were quicker
-            _remove(place)
-        return whole
+                _keep(place, whole, {**arguments, "batches": done})
+                saved, kept = time.monotonic(), done
+        if place is not None and kept < done:
+            _keep(place, whole, {**arguments, "batches": done})
+        return _add_up(whole, processes)
 
 
 def _own_place(place: Path, processes: Processes) -> Path:
@@ -203,8 +201,8 @@ def _keep(place: Path, whole: HarvestedMoments, state: Mapping[str, Any]) -> Non
         _discard(old)
 
 
-def _resume(place: Path, arguments: Mapping[str, Any]) -> tuple[HarvestedMoments | None, int]:
-    """What the last checkpoint holds, and after how many batches."""
+def _resume(place: Path, arguments: Mapping[str, Any], device: Any) -> tuple[HarvestedMoments | None, int]:
+    """What the last checkpoint holds, where the sums of that device belong, and after how many batches."""
     _sweep(place)
     found = _checkpoints(place)
     if not found:
@@ -217,7 +215,7 @@ def _resume(place: Path, arguments: Mapping[str, Any]) -> tuple[HarvestedMoments
             + "; ".join(f"{name} was {_short(state.get(name))}, and is {_short(arguments[name])}" for name in different)
             + ". Give the same arguments to go on, or remove it"
         )
-    return whole, int(state["batches"])
+    return replace(whole, moments=whole.moments.to(device_of_sums(torch.device(device)))), int(state["batches"])
 
 
 def _checkpoints(place: Path) -> list[Path]:
@@ -236,16 +234,6 @@ def _sweep(place: Path) -> None:
     """Remove what is left of checkpoints in whose writing or removal a process was killed."""
     for path in place.glob(".*.partial-*"):
         shutil.rmtree(path)
-
-
-def _remove(place: Path) -> None:
-    """Remove the checkpoints, and the folders, if nothing else is in them."""
-    for checkpoint in _checkpoints(place):
-        _discard(checkpoint)
-    _sweep(place)
-    for folder in (place, place.parent) if re.fullmatch(_RANK_FOLDER, place.name) else (place,):
-        with suppress(OSError):
-            folder.rmdir()
 
 
 def _arguments(

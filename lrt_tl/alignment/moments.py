@@ -162,6 +162,11 @@ class Moments:
             {pair: total + other.products[pair] for pair, total in self.products.items()},
         )
 
+    def to(self, device: torch.device) -> "Moments":
+        """The same moments on another device."""
+        shifts, sums = ({name: t.to(device) for name, t in of.items()} for of in (self.shifts, self.sums))
+        return Moments(shifts, self.count, sums, {pair: t.to(device) for pair, t in self.products.items()})
+
     def shifted(self, shifts: Mapping[str, Tensor]) -> "Moments":
         """The same moments about other shifts."""
         moved = {name: shift - shifts[name] for name, shift in self.shifts.items()}

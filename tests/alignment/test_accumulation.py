@@ -73,7 +73,15 @@ def test_a_pass_that_is_killed_gives_the_same_moments_bit_for_bit(
             passed(bridges, texts, place, exclude=Exclusion(texts[:3]))
     killed_after(None)
     assert_same(passed(bridges, texts, place, exclude=Exclusion(texts[:3])), whole)
-    assert not place.exists(), "nothing is left when all is done"
+    assert [path.name for path in place.iterdir()] == ["000000000050"]  # of 197 texts, 4 to a batch
+
+
+def test_a_pass_that_was_done_is_not_made_again(
+    bridges: tuple[Any, Any], texts: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = passed(bridges, texts[:40], tmp_path)
+    monkeypatch.setattr("lrt_tl.alignment.forward.capture", lambda *_: pytest.fail("a model was run"))
+    assert_same(passed(bridges, texts[:40], tmp_path), whole)
 
 
 def test_a_kill_while_a_checkpoint_is_written_loses_nothing(
@@ -104,7 +112,7 @@ def test_nothing_of_the_users_is_removed(bridges: tuple[Any, Any], texts: list[s
         path.write_text("mine")
     passed(bridges, texts[:40], tmp_path)
     assert [path.read_text() for path in own] == ["mine", "mine"]
-    assert {path.name for path in tmp_path.iterdir()} == {"notes.txt", "2024"}
+    assert {path.name for path in tmp_path.iterdir()} == {"notes.txt", "2024", "000000000010"}
 
 
 @pytest.mark.parametrize(
