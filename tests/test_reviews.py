@@ -67,8 +67,8 @@ def maps(models: dict[str, Any], texts: list[str]) -> dict[tuple[str, str], Affi
     for found in harvest.run(calibration, counts):
         moments.update(found.states, found.splits)
     return {
-        ("small", "large"): solve(moments.between([one], other), [small], large, counts),
-        ("large", "small"): solve(moments.between([other], one), [large], small, counts),
+        ("small", "large"): solve(moments.between([one], other), [small], large, counts, method="ridge"),
+        ("large", "small"): solve(moments.between([other], one), [large], small, counts, method="ridge"),
     }
 
 

@@ -14,7 +14,9 @@ from torch import Tensor
 from lrt_tl.alignment.diagnostics import squared_errors, total_variation
 from lrt_tl.alignment.moments import Centered, pool
 from lrt_tl.alignment.solvers import (
+    Factors,
     Solution,
+    components,
     least_squares,
     mean_variance,
     partial_least_squares,
@@ -169,7 +171,7 @@ def _reduced_rank(folds: Sequence[Centered], relative_ridges: Sequence[float]) -
     full = _ridge(folds, relative_ridges)
     assert full.ridge is not None
     penalty = full.ridge
-    r2 = _over_folds(folds, lambda train, held: _rank_r2(train, held, penalty))
+    r2 = _over_folds(folds, lambda train, held: _rank_r2(train, held, rank_factors(train, penalty)))
     rank = int(r2.mean(1).argmax()) + 1
     return Choice(
         reduced_rank(pool(folds), penalty, rank),
@@ -182,14 +184,19 @@ def _reduced_rank(folds: Sequence[Centered], relative_ridges: Sequence[float]) -
     )
 
 
-def _rank_r2(train: Centered, held: Centered, penalty: float) -> Float64[Tensor, "rank"]:
-    """R² of the ridge map A Vᵀ cut to rank 1, 2, …: V is orthonormal, so each further direction adds its own part."""
-    a, vh = rank_factors(train, penalty)
-    shift, offset = (held.source_mean - train.source_mean) @ a, vh @ _offset(train, held)
-    explained = 2 * ((held.source_target @ vh.T) * a).sum(0) - ((held.source_source @ a) * a).sum(0)
-    explained += held.count * (2 * shift * offset - shift.square())
-    unmapped = total_variation(held) + held.count * _offset(train, held).square().sum()
-    return 1 - (unmapped - explained.cumsum(0)).clamp(min=0) / total_variation(held)
+def _rank_r2(train: Centered, held: Centered, factors: Factors) -> Float64[Tensor, "rank"]:
+    """R² of the maps of the first 1, 2, … of these factors: W = AB has the squared error
+
+        Syy − 2⟨A, Sxy Bᵀ⟩ + ⟨AᵀSxx A, BBᵀ⟩ + n‖δy − BᵀAᵀδx‖²
+
+    of which each further column of A and row of B adds its own part."""
+    a, b = factors
+    linear = ((held.source_target @ b.T) * a).sum(0).cumsum(0)
+    square = ((a.T @ held.source_source @ a) * (b @ b.T)).cumsum(0).cumsum(1).diagonal()
+    mapped = (((held.source_mean - train.source_mean) @ a)[:, None] * b).cumsum(0)
+    offset = (_offset(train, held) - mapped).square().sum(1)
+    total = total_variation(held)
+    return 1 - (total - 2 * linear + square + held.count * offset).clamp(min=0) / total
 
 
 def _whitened(folds: Sequence[Centered], relative_ridges: Sequence[float]) -> Choice:
@@ -208,13 +215,14 @@ def _whitened(folds: Sequence[Centered], relative_ridges: Sequence[float]) -> Ch
 
 
 def _partial_least_squares(folds: Sequence[Centered], relative_ridges: Sequence[float]) -> Choice:
-    ranks = len(folds[0].source_mean)
-    found = [_r2(partial_least_squares(train, ranks), held) for train, held in held_out_folds(folds)]
+    """As many components as predict best, up to 512: more are slow to find, and ridge is then the better map."""
+    ranks = min(512, len(folds[0].source_mean))
+    found = [_rank_r2(train, held, components(train, ranks)) for train, held in held_out_folds(folds)]
     shared = min(map(len, found))
     r2 = torch.stack([one[:shared] for one in found], 1)
     rank = int(r2.mean(1).argmax()) + 1
     return Choice(
-        partial_least_squares(pool(folds), rank)[-1],
+        partial_least_squares(pool(folds), rank),
         "rank",
         _curve(range(1, shared + 1), r2),
         tuple(r2[rank - 1].tolist()),

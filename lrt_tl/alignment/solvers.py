@@ -86,9 +86,11 @@ def reduced_rank(train: Centered, penalty: float, rank: int) -> Solution:
     return through_the_means(factor[:, :rank] @ directions[:rank], train)
 
 
-def rank_factors(
-    train: Centered, penalty: float
-) -> tuple[Float64[Tensor, "d_source rank"], Float64[Tensor, "rank d_target"]]:
+Factors = tuple[Float64[Tensor, "d_source rank"], Float64[Tensor, "rank d_target"]]
+"""A and B of a weight AB, of which the first columns and rows make the maps of lower ranks."""
+
+
+def rank_factors(train: Centered, penalty: float) -> Factors:
     """The ridge map as A Vᵀ, V orthonormal directions of the target, those that it explains best first.
 
     The ridge map cut to rank r is W V_r V_rᵀ with V_r the first right singular vectors of G^(−½) Sxy, G = Sxx + nλ I.
@@ -163,32 +165,33 @@ def whitened_path(train: Centered, relatives: Iterable[float]) -> Iterator[Solut
         yield through_the_means(form.of_source @ form.to_target, train)
 
 
-def partial_least_squares(train: Centered, rank: int) -> list[Solution]:
-    """PLS2 regression of 1, 2, …, `rank` components, unscaled, from the products alone (Dayal & MacGregor 1997).
+def partial_least_squares(train: Centered, rank: int) -> Solution:
+    """PLS2 regression of so many components, unscaled (Wold 1983), or of as many as there are."""
+    rotations, answers = components(train, rank)
+    return through_the_means(rotations @ answers, train)
 
-    Each component is the direction of x that covaries most with y in what the ones before have not explained. Ends
-    early where nothing is left.
+
+def components(train: Centered, rank: int) -> Factors:
+    """The components of partial least squares, from the products alone (Dayal & MacGregor 1997).
+
+    Each is the direction of x that covaries most with y in what the ones before have not explained. Ends early where
+    nothing is left.
     """
-    left, weight = train.source_target.clone(), torch.zeros_like(train.source_target)
-    rotations: list[Tensor] = []
-    loadings: list[Tensor] = []
-    found: list[Solution] = []
-    floor = 1e-12 * float(left.norm())
-    for _ in range(min(rank, len(train.source_mean))):
-        if float(left.norm()) <= floor:
-            break
+    d_source, d_target = train.source_target.shape
+    rank = min(rank, d_source)
+    left, new = train.source_target.clone(), train.source_target.new_zeros
+    rotations, loadings, answers = new(d_source, rank), new(d_source, rank), new(rank, d_target)
+    floor, found = 1e-12 * float(left.norm()), 0
+    while found < rank and float(left.norm()) > floor:
         direction = _dominant_left(left)
-        for loading, rotation in zip(loadings, rotations, strict=True):
-            direction = direction - (loading @ direction) * rotation
+        direction = direction - rotations[:, :found] @ (loadings[:, :found].T @ direction)
         scores = train.source_source @ direction
         size = direction @ scores
         loading, answer = scores / size, (direction @ train.source_target) / size
-        left = left - size * torch.outer(loading, answer)
-        weight = weight + torch.outer(direction, answer)
-        rotations.append(direction)
-        loadings.append(loading)
-        found.append(through_the_means(weight, train))
-    return found
+        left.addr_(loading, answer, alpha=-float(size))
+        rotations[:, found], loadings[:, found], answers[found] = direction, loading, answer
+        found += 1
+    return rotations[:, :found], answers[:found]
 
 
 def _dominant_left(matrix: Tensor) -> Tensor:

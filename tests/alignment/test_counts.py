@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from lrt_tl.alignment import harvest as module
+from lrt_tl.alignment import forward as module
 from lrt_tl.alignment.activations import fit_activations
 from lrt_tl.alignment.affine_map import AffineMap
 from lrt_tl.alignment.counts import HarvestCounts, Norms

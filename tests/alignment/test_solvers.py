@@ -11,6 +11,7 @@ from lrt_tl.alignment.diagnostics import r_squared
 from lrt_tl.alignment.solvers import (
     Solution,
     canonical,
+    components,
     least_squares,
     partial_least_squares,
     procrustes,
@@ -214,18 +215,18 @@ def test_whitened_keeps_the_variance_that_ridge_shrinks() -> None:
 def test_partial_least_squares_is_scikit_learns(shape: tuple[int, int]) -> None:
     sample = sample_of(shape)
     x, y = sample.part(FOLDS)
-    ours = partial_least_squares(sample.centered(FOLDS), shape[0])
+    train = sample.centered(FOLDS)
     for rank in range(1, min(shape) + 1):
         theirs = PLSRegression(rank, scale=False, tol=1e-14, max_iter=10_000).fit(x, y)
-        assert_map(ours[rank - 1], theirs.coef_.T, theirs.predict(np.zeros((1, shape[0])))[0], 1e-6)
-    full = LinearRegression().fit(x, y)
-    if len(ours) == shape[0]:
-        assert_map(ours[-1], full.coef_.T, full.intercept_, 1e-6)
+        ours = partial_least_squares(train, rank)
+        assert_map(ours, theirs.coef_.T, theirs.predict(np.zeros((1, shape[0])))[0], 1e-6)
+    if components(train, shape[0])[0].shape[1] == shape[0]:
+        full = LinearRegression().fit(x, y)
+        assert_map(partial_least_squares(train, shape[0]), full.coef_.T, full.intercept_, 1e-6)
 
 
 def test_partial_least_squares_ends_where_nothing_is_left() -> None:
     sample = planted(noise=0.0)
     only = Sample(sample.x, sample.x[:, :1].repeat(1, 2), sample.splits)
-    found = partial_least_squares(only.centered(FOLDS), 50)
-    assert len(found) <= D_SOURCE
-    assert r_squared(found[-1], only.centered([TEST])) > 1 - 1e-9
+    assert components(only.centered(FOLDS), 50)[0].shape[1] <= D_SOURCE
+    assert r_squared(partial_least_squares(only.centered(FOLDS), 50), only.centered([TEST])) > 1 - 1e-9
