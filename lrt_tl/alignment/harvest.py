@@ -24,7 +24,7 @@ from lrt_tl.models.deferred import DeferredModel
 from lrt_tl.models.identity import same_tokenizer
 from lrt_tl.models.protocol import HookedModel
 from lrt_tl.steering.hooks import require_at_rest
-from lrt_tl.text.batches import BatchCounts, Layout, TokenBatch, token_batches
+from lrt_tl.text.batches import BATCHES_SORTED_TOGETHER, BatchCounts, Layout, TokenBatch, token_batches
 from lrt_tl.text.documents import Document, Documents, Exclusion, hash_of
 
 SINK_RATIO = 10.0
@@ -74,6 +74,8 @@ class Harvest:
     context_length: int = 256
     layout: Layout = "split"
     prepend_bos: bool = True
+    sorted_together: int = BATCHES_SORTED_TOGETHER
+    """Batches whose rows are sorted by length: with 1, documents come in their own order, and more is padding."""
     exclude: Exclusion = field(default_factory=lambda: Exclusion(()))
     transforms: Mapping[str, Transform] = field(default_factory=dict)
     """By `source:` or `target:` and the hook name, after sinks are left out."""
@@ -190,6 +192,7 @@ class Harvest:
             context_length=self.context_length,
             layout=layout,
             prepend_bos=self.prepend_bos,
+            sorted_together=self.sorted_together,
             counts=counts,
         )
 

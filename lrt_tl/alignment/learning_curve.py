@@ -96,7 +96,7 @@ def learning_curve(
     """Fit a map whenever the positions seen have doubled, in one pass over the text, and print what each is worth.
 
     Where the curves have flattened, more text of the same kind does not help. Documents are taken in the order in which
-    they come: mix them.
+    they come, not sorted by length as elsewhere: mix their kinds.
 
     Args:
         documents: whatever `read_documents` takes.
@@ -108,7 +108,7 @@ def learning_curve(
     Raises:
         LrtError: what `fit_affine_map` refuses.
     """
-    harvest, sources, targets = prepare(source, target, documents, **options)
+    harvest, sources, targets = prepare(source, target, documents, sorted_together=1, **options)
     if len(targets) > 1:
         raise LrtError(f"a learning curve is of one target layer, not {len(targets)}")
     calibration, counts = harvest.calibrate(), HarvestCounts()

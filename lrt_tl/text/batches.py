@@ -23,7 +23,7 @@ Layout = Literal["split", "truncate", "pack"]
 """What to do with the length of documents. `"split"`: a long one becomes several rows, each a text of its own to the
 model; `"truncate"`: its end is dropped, and counted; `"pack"`: documents of one split share rows and see each other."""
 
-_BATCHES_SORTED_TOGETHER = 32
+BATCHES_SORTED_TOGETHER = 32
 
 
 @dataclass(frozen=True)
@@ -103,12 +103,13 @@ def token_batches(
     context_length: int,
     layout: Layout = "split",
     prepend_bos: bool = True,
+    sorted_together: int = BATCHES_SORTED_TOGETHER,
     counts: BatchCounts | None = None,
 ) -> Iterator[TokenBatch]:
     """Stream documents as batches of at most `batch_size` rows of at most `context_length` tokens.
 
-    Rows are sorted by length within a few batches' worth, so that little is padding; the batches of these then come in
-    a shuffled order, always the same, so that a part of a pass has long rows and short ones.
+    Rows are sorted by length within `sorted_together` batches' worth, so that little is padding; the batches of these
+    then come in a shuffled order, always the same, so that a part of a pass has long rows and short ones.
 
     Args:
         tokenizers: one, of both models; or the source's and the target's, if they differ: then each row holds the same
@@ -125,7 +126,7 @@ def token_batches(
     if layout not in get_args(Layout):
         raise LrtError(f"layout={layout!r} is none of {', '.join(get_args(Layout))}")
     counts = BatchCounts() if counts is None else counts
-    chunk = batch_size * _BATCHES_SORTED_TOGETHER
+    chunk = batch_size * sorted_together
     rows = _rows(tokenizers, documents, context_length, layout, prepend_bos, chunk, counts)
     while buffer := list(islice(rows, chunk)):
         buffer.sort(key=lambda row: len(row.ids[0]))

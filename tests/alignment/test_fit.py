@@ -104,6 +104,15 @@ def test_both_classes_give_the_same_map(folders: tuple[Path, Path], bridges: tup
     assert_same_map(maps[0], maps[1], 1e-3)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_models_of_half_precision_differ_by_rounding(
+    fitted: AffineMap, folders: tuple[Path, Path], texts: list[str], dtype: torch.dtype
+) -> None:
+    rounding = {torch.bfloat16: 0.1, torch.float16: 0.02}[dtype]
+    halves = [load_model(folder, dtype=dtype) for folder in folders]
+    assert_same_map(fit_ridge(*halves, texts, layers=LAYERS), fitted, rounding)
+
+
 def pieces(texts: Sequence[str], room: int) -> list[Row]:
     return [
         Row([reference.BOS, *row.ids[start : start + room]], row.split)

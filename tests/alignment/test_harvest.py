@@ -105,3 +105,11 @@ def test_exclusion_holds_for_the_calibration_too(bridges: tuple[Any, Any], texts
 def test_documents_of_special_tokens_only_are_refused(bridges: tuple[Any, Any]) -> None:
     with pytest.raises(LrtError, match="special tokens only"):
         harvest(bridges, ["unknown words", "no others"]).calibrate()
+
+
+def test_documents_come_in_their_order_if_nothing_is_sorted(bridges: tuple[Any, Any], texts: list[str]) -> None:
+    some = harvest(bridges, texts[:50], sorted_together=1)
+    positions = [len(part.splits) for part in some.run(some.calibrate(), HarvestCounts())]
+    assert positions == [
+        sum(len(text.split()) for text in texts[start : min(start + 16, 50)]) for start in (0, 16, 32, 48)
+    ]

@@ -32,8 +32,8 @@ def test_it_ends_with_the_map_of_the_whole_text(
 ) -> None:
     whole = fit_affine_map(*bridges, texts, layers=LAYERS, batch_size=4, method="ridge")
     assert curve.positions[-1] == whole.report.tokens
-    assert curve.test_r2[-1] == pytest.approx(whole.report.test_r2, abs=1e-9)
-    assert curve.cv_r2[-1] == pytest.approx(whole.report.cv_r2, abs=1e-9)
+    assert curve.test_r2[-1] == pytest.approx(whole.report.test_r2, abs=1e-6)
+    assert curve.cv_r2[-1] == pytest.approx(whole.report.cv_r2, abs=1e-6)
 
 
 def test_positions_double(curve: LearningCurve) -> None:
@@ -49,7 +49,7 @@ def test_each_map_is_that_of_the_text_so_far(
     curve: LearningCurve, bridges: tuple[Any, Any], texts: list[str], vectors: list[SteeringVector]
 ) -> None:
     """Refitted from the states of the first batches, kept whole."""
-    harvest = prepare(*bridges, texts, layers=LAYERS, batch_size=4)[0]
+    harvest = prepare(*bridges, texts, layers=LAYERS, batch_size=4, sorted_together=1)[0]
     batches = list(harvest.run(harvest.calibrate(), HarvestCounts()))
     x = torch.cat([torch.cat([batch.states[key] for key in harvest.keys[0]], 1) for batch in batches]).double()
     y = torch.cat([batch.states[harvest.keys[1][0]] for batch in batches]).double()

@@ -106,7 +106,9 @@ def test_least_squares_with_constant_and_duplicate_dimensions_is_as_without(
         assert not solution.weight[D_SOURCE].any()
 
 
-@pytest.mark.parametrize("solve", [least_squares, lambda train: ridge(train, 1e-3)])
+@pytest.mark.parametrize(
+    "solve", [least_squares, procrustes, lambda train: ridge(train, 1e-3), lambda train: whitened(train, 1e-10)]
+)
 def test_a_massive_channel_costs_no_accuracy(solve: object) -> None:
     """One channel × 3000, in float32, is as good as in float64 to 1e-5 of what is explained."""
     sample = planted(n=3000)
@@ -200,6 +202,15 @@ def test_canonical_coordinates_have_unit_covariance_and_go_in_pairs(shape: tuple
         np.testing.assert_allclose(product / len(x), wanted, atol=1e-7)
     if shape[1] <= shape[0]:
         np.testing.assert_allclose(z_y @ form.to_target.numpy(), y, atol=1e-6)
+
+
+def test_whitened_with_constant_and_duplicate_dimensions_predicts_as_without() -> None:
+    sample = planted(noise=2.0, dtype=torch.float32)
+    more = torch.cat([sample.x, torch.full_like(sample.x[:, :1], 3.0), sample.x[:, 1:3]], 1)
+    wide = Sample(more, sample.y, sample.splits)
+    found = [r_squared(whitened(some.centered(FOLDS), 1e-6), some.centered([TEST])) for some in (sample, wide)]
+    assert found[0] > 0.5
+    assert found[1] == pytest.approx(found[0], abs=1e-4)
 
 
 def test_whitened_keeps_the_variance_that_ridge_shrinks() -> None:
