@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lrt_tl.alignment.affine_map import AffineMap
-from lrt_tl.alignment.ends import Layers, resolve_ends
+from lrt_tl.alignment.ends import Layers, both_ends, resolve_ends
 from lrt_tl.alignment.fit import fit_affine_map
 from lrt_tl.alignment.selection import Method
 from lrt_tl.artifacts import new_folder, write_json, write_text
@@ -21,7 +21,7 @@ from lrt_tl.evaluation.effects import COEFFICIENTS, check_coefficients
 from lrt_tl.evaluation.evaluate import TransferResult, evaluate_transfer
 from lrt_tl.evaluation.report import BehaviorSection, render_report
 from lrt_tl.evaluation.samples import sample_texts
-from lrt_tl.models.hook_names import check_writable, layer_of
+from lrt_tl.models.hook_names import check_writable
 from lrt_tl.models.identity import describe_sites
 from lrt_tl.models.protocol import HookedModel
 from lrt_tl.steering.contrast import read_contrast_pairs
@@ -84,7 +84,8 @@ class TransferRun:
                 place = folder / "vectors" / folder_name(behavior.result.behavior)
                 for vector in behavior.source_vectors:
                     many = len(behavior.source_vectors) > 1
-                    vector.save(place / (f"source-{layer_of(vector.site.hook_name)}" if many else "source"))
+                    _, layer, point = vector.site.hook_name.split(".")
+                    vector.save(place / (f"source-{layer}-{point.removeprefix('hook_')}" if many else "source"))
                 behavior.transferred.save(place / "transferred")
                 behavior.native.save(place / "native")
             write_json(folder / "summary.json", self.summary())
@@ -205,8 +206,8 @@ def transfer(
         samples = sample_texts(target, behavior.prompts[:_SAMPLE_PROMPTS], steering, prepend_bos=prepend_bos, seed=seed)
         behaviors.append(BehaviorTransfer(tuple(vectors), transferred, native, result, samples, strength))
     options: dict[str, Any] = {
-        "layers": layers,
-        "hook_names": hook_names,
+        "layers": None if layers is None else both_ends(layers, None),
+        "hook_names": None if hook_names is None else both_ends(None, hook_names),
         "method": method,
         "select_layers": select_layers,
         "position": position,

@@ -33,7 +33,7 @@ def test_the_python_example(workplace: Path, capsys: pytest.CaptureFixture[str])
     example, _ = blocks("python")
     exec(compile(example, "README.md", "exec"), {})
     shown = capsys.readouterr().out
-    assert "AffineMap(small L2 → large L3" in shown
+    assert "AffineMap(small L0 + L1 + L2 → large L3" in shown
     assert "SteeringHandle" in shown
 
 

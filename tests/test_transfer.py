@@ -248,8 +248,13 @@ def test_a_transfer_from_several_layers_saves_a_vector_of_each(
     assert run.affine_map.report.method == "whitened"
     out = run.save(tmp_path / "run")
     place = out / "vectors" / "counting-up"
-    assert {path.name for path in place.iterdir()} == {"source-0", "source-1", "transferred", "native"}
-    vectors = [lrt.SteeringVector.load(place / f"source-{layer}") for layer in (0, 1)]
+    assert {path.name for path in place.iterdir()} == {
+        "source-0-resid_post",
+        "source-1-resid_post",
+        "transferred",
+        "native",
+    }
+    vectors = [lrt.SteeringVector.load(place / f"source-{layer}-resid_post") for layer in (0, 1)]
     carried = lrt.AffineMap.load(out / "map").transport(vectors)
     torch.testing.assert_close(carried.direction, run.behaviors[0].transferred.direction)
     assert "From small L0 + L1 to large L2" in (out / "report.html").read_text(encoding="utf-8")

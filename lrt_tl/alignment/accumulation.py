@@ -17,7 +17,7 @@ import torch
 from tqdm.auto import tqdm
 
 from lrt_tl.alignment.counts import HarvestCounts
-from lrt_tl.alignment.harvest import Calibration, Harvest, Transform
+from lrt_tl.alignment.harvest import Calibration, Harvest, fingerprint_of
 from lrt_tl.alignment.moments import Centered, Moments, Pair, device_of_sums
 from lrt_tl.alignment.processes import Processes, is_first, sharing
 from lrt_tl.artifacts import load_artifact, save_artifact
@@ -54,6 +54,12 @@ class HarvestedMoments:
             require_same_site(ours, theirs, what="a site of the first moments")
         if (len(self.sources), len(self.targets)) != (len(other.sources), len(other.targets)):
             raise MismatchError("the moments are of different numbers of hook points")
+        read, read_there = (
+            {name: value for name, value in counts.settings.items() if name != "documents"}
+            for counts in (self.counts, other.counts)
+        )
+        if read != read_there:
+            raise MismatchError(f"the text was read in different ways: {read} and {read_there}")
         return HarvestedMoments(
             self.sources, self.targets, self.moments.merge(other.moments), self.counts.merge(other.counts)
         )
@@ -96,7 +102,7 @@ def accumulate(
         pairs: which products to keep.
         checkpoint: a folder in which to keep the moments every `seconds`, and at the end, with the position in the
             text. Started again with the same arguments, the pass goes on from there, and gives the same moments bit for
-            bit; a pass that was done gives them at once. The folder is left to whoever named it.
+            bit; of a pass that was done without running a model. The folder is left to whoever named it.
         distributed: share the pass with the other processes of torch.distributed's group, which must be initialized,
             and in which all must call this with the same arguments. Each gets the moments of the whole pass: those of
             one process, but for the order of the float64 sums. Rank 0 calibrates. Each process keeps its own
@@ -224,7 +230,7 @@ def _checkpoints(place: Path) -> list[Path]:
 
 
 def _discard(checkpoint: Path) -> None:
-    """Remove a checkpoint, which is no more one from the first instant."""
+    """Remove a checkpoint, renamed first, so that half of one is never taken for a whole."""
     removed = checkpoint.with_name(f".{checkpoint.name}.partial-{token_hex(4)}")
     checkpoint.rename(removed)
     shutil.rmtree(removed)
@@ -243,10 +249,10 @@ def _arguments(
     texts = hashlib.sha256()
     for document in tqdm(harvest.documents, desc="compare", unit=" documents", leave=False, disable=not is_first()):
         texts.update(hash_of(document.text).to_bytes(8, "big"))
-    names = ("batch_size", "context_length", "layout", "prepend_bos")
+    names = ("batch_size", "context_length", "layout", "prepend_bos", "sorted_together")
     configs = {"source": harvest.source.cfg, "target": harvest.target.cfg}
     features = {
-        key: _fingerprint(transform, configs[key.split(":")[0]].d_model, configs[key.split(":")[0]].device)
+        key: fingerprint_of(transform, configs[key.split(":")[0]].d_model, configs[key.split(":")[0]].device)
         for key, transform in harvest.transforms.items()
     }
     return {
@@ -258,12 +264,6 @@ def _arguments(
         **{name: getattr(harvest, name) for name in names},
         "products": hash_of(str(pairs)),
     }
-
-
-def _fingerprint(transform: Transform, d_model: int, device: Any) -> str:
-    """Of a function, by what it makes of some fixed states."""
-    states = torch.randn(4, d_model, generator=torch.Generator().manual_seed(0)).to(device)
-    return hashlib.sha256(transform(states).detach().float().cpu().numpy().tobytes()).hexdigest()[:16]
 
 
 def _save(whole: HarvestedMoments, folder: str | Path, state: Mapping[str, Any]) -> Path:

@@ -32,7 +32,7 @@ def fit_activations(
     method: Method = "whitened",
     relative_ridges: Sequence[float] = RELATIVE_RIDGES,
 ) -> AffineMap:
-    """Fit a map to activations already in hand. Splits, ridge and report are those of `fit_affine_map`.
+    """Fit a map to activations already in hand. Splits, choices and report are those of `fit_affine_map`.
 
     Args:
         source: `[position, d_source]` or `[row, position, d_source]`, or a cache (`ActivationCache`, or a mapping by

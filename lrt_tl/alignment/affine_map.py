@@ -74,7 +74,7 @@ class FitReport:
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "FitReport":
         tuples = {"fold_r2": tuple(value["fold_r2"]), "curve": tuple(map(tuple, value["curve"]))}
-        tuples["layers_tried"] = tuple(map(tuple, value["layers_tried"]))
+        tuples["layers_tried"] = tuple(map(tuple, value.get("layers_tried", ())))
         return cls(**{**value, **tuples})
 
 
@@ -148,8 +148,8 @@ class AffineMap:
         """Carry a steering vector, or tensors `[..., d_source]`, to the target: A v.
 
         A steering vector is a *difference* of states, so the bias cancels. (Bello et al. 2025, arXiv 2506.00653, write
-        A v + b; then b can dominate the direction.) The ridge shrinks norms, so state the strength in the target's
-        units: `scale="residual"`, or `scaled_to(norm)`.
+        A v + b; then b can dominate the direction.) A map can shorten vectors, so state the strength in the
+        target's units: `scale="residual"`, or `scaled_to(norm)`.
 
         Args:
             vector: one; or, where the map begins at several sites, the same feature's vector at each, in any order.
@@ -273,6 +273,8 @@ class AffineMap:
     def _from_cache(self, cache: Any) -> Tensor:
         if not hasattr(cache, "keys"):
             raise LrtError(f"the map takes a tensor or a cache, not {type(cache).__name__}")
+        if any(site.features for site in self.sources):
+            raise MismatchError(f"the map begins at features of {self._from()}, which a cache does not hold: give them")
         try:
             return torch.cat([cache[site.hook_name] for site in self.sources], dim=-1)
         except KeyError as error:

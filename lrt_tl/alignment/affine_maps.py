@@ -6,7 +6,7 @@ from pathlib import Path
 
 from lrt_tl.alignment.affine_map import AffineMap
 from lrt_tl.artifacts import load_artifact, save_artifact
-from lrt_tl.errors import ArtifactError, LrtError
+from lrt_tl.errors import ArtifactError, LrtError, MismatchError
 from lrt_tl.steering.vector import SteeringVector
 from lrt_tl.tables import html_table
 
@@ -36,13 +36,16 @@ class AffineMaps:
     def __iter__(self) -> Iterator[AffineMap]:
         return iter(self.maps)
 
-    def transport(self, vectors: Sequence[SteeringVector]) -> list[SteeringVector]:
-        """Carry a feature's vectors, one at each source layer that some map begins at, to every target layer.
+    def transport(self, vectors: SteeringVector | Sequence[SteeringVector]) -> list[SteeringVector]:
+        """Carry a feature's vector, or its vectors at each source layer that some map begins at, to every target layer.
 
         Raises:
-            MismatchError: a map begins at a site that none of the vectors is at.
+            MismatchError: a map begins at a site that none of the vectors is at, or several are at one.
         """
+        vectors = [vectors] if isinstance(vectors, SteeringVector) else list(vectors)
         at = {vector.site.hook_name: vector for vector in vectors}
+        if len(at) < len(vectors):
+            raise MismatchError(f"give one vector for each site, and not {', '.join(str(v.site) for v in vectors)}")
         return [
             each.transport([at[site.hook_name] for site in each.sources if site.hook_name in at]) for each in self.maps
         ]

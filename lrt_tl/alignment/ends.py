@@ -1,12 +1,12 @@
 """Where maps begin and end: two models, and points of their residual streams."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 
-from lrt_tl.alignment.harvest import Transform
+from lrt_tl.alignment.harvest import Transform, fingerprint_of
 from lrt_tl.errors import LrtError
 from lrt_tl.models.deferred import DeferredModel, load_alone
 from lrt_tl.models.hook_names import resolve_hook_name
@@ -42,7 +42,7 @@ def both_ends(
     ends: Any = hook_names if layers is None else layers
     if not isinstance(ends, (tuple, list)) or len(ends) != 2:
         raise LrtError(f"layers and hook_names are of source and target, as layers=(2, 3), not {ends!r}")
-    source, target = ([*end] if isinstance(end, (tuple, list, range)) else [end] for end in ends)
+    source, target = ([*end] if isinstance(end, Iterable) and not isinstance(end, str) else [end] for end in ends)
     return source, target
 
 
@@ -83,19 +83,22 @@ def look_at(model: Model, end: Sequence[Any], *, by_layer: bool, sequential: boo
 
 
 def site_of_features(end: End, features: Transform) -> Site:
-    """Where features of the source live: a site that is of their width and bears their name.
+    """Where features of the source live: a site that is of their width and bears their name and a fingerprint.
 
     Raises:
         LrtError: there are several source layers, or `features` does not make rows of rows.
     """
     if len(end.sites) > 1:
         raise LrtError(f"features= is of one source layer, and there are {len(end.sites)}")
-    example = features(torch.zeros(2, end.model.cfg.d_model, device=end.model.cfg.device))
+    cfg = end.model.cfg
+    with torch.no_grad():
+        example = features(torch.zeros(2, cfg.d_model, device=cfg.device))
     if not isinstance(example, torch.Tensor) or example.ndim != 2 or len(example) != 2:
         shape = tuple(getattr(example, "shape", ()))
         raise LrtError(f"features= must make [position, d_features] of [position, d_model], not {shape}")
     name = getattr(features, "__name__", type(features).__name__)
-    return replace(end.sites[0], d_model=example.shape[1], features=name)
+    fingerprint = fingerprint_of(features, cfg.d_model, cfg.device)
+    return replace(end.sites[0], d_model=example.shape[1], features=f"{name} {fingerprint}")
 
 
 def _resolve(model: HookedModel, end: Sequence[Any], *, by_layer: bool) -> list[str]:

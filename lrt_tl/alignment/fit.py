@@ -47,9 +47,9 @@ def fit_affine_map(
 ) -> AffineMap:
     """Fit h_target ≈ A h_source + b over the token positions of a text, and print its report.
 
-    The text streams through both models once; only its moments are kept. The ridge, or the rank, is chosen by 5-fold
+    The text streams through both models once; only its moments are kept. The penalty, or the rank, is chosen by 5-fold
     cross-validation over documents, the map is fitted on all folds, and judged on test documents that no choice has
-    seen (Bello et al. 2025, arXiv 2506.00653, fit the same loss by gradient descent).
+    seen. (Bello et al. 2025, arXiv 2506.00653, fit what `method="ridge"` solves, by gradient descent.)
 
     Args:
         documents: whatever `read_documents` takes.
@@ -68,7 +68,8 @@ def fit_affine_map(
             is loaded once for those. The moments are the same.
         method: which map: see `alignment.solvers`, and the README's table of which to choose when.
         select_layers: of several source layers, keep those that the map needs: see `selection.add_sources`.
-        relative_ridges: candidates for λ, per position, in units of the mean variance of a source dimension.
+        relative_ridges: candidates for λ, per position, in units of the mean variance of a dimension: of the source's;
+            of each side's, in a whitened map.
         checkpoint: a folder to keep the moments in every minute, so that a fit that was killed goes on from there.
         distributed: share the pass with the other processes of torch.distributed's group, which must be initialized,
             and in which all must call this with the same arguments. Each gets the same map; rank 0 prints.
@@ -103,21 +104,30 @@ def fit_affine_map(
 
 
 def fit_affine_maps(
-    source: Model, target: Model, documents: Any, *, method: Method = "whitened", **options: Any
+    source: Model,
+    target: Model,
+    documents: Any,
+    *,
+    method: Method = "whitened",
+    select_layers: bool = False,
+    relative_ridges: Sequence[float] = RELATIVE_RIDGES,
+    **options: Any,
 ) -> AffineMaps:
     """Fit a map to each of several target layers, `layers=((0, 1, 2), (3, 4))`, from one pass, and print their R².
 
     Args:
         documents: whatever `read_documents` takes.
         method: which map.
-        options: those of `harvest_moments`, and `select_layers`, by which each map has source layers of its own.
+        select_layers: of the source layers, keep those that each map needs.
+        relative_ridges: candidates for the penalty.
+        options: those of `harvest_moments`.
 
     Raises:
         LrtError: what `fit_affine_map` refuses.
     """
-    choice = {"select_layers": options.pop("select_layers", False)}
     harvested = harvest_moments(source, target, documents, **options)
-    maps = AffineMaps(tuple(fit_moments(harvested, target=site, method=method, **choice) for site in harvested.targets))
+    choice: dict[str, Any] = {"method": method, "select_layers": select_layers, "relative_ridges": relative_ridges}
+    maps = AffineMaps(tuple(fit_moments(harvested, target=site, **choice) for site in harvested.targets))
     if is_first():
         print(maps)
     return maps
@@ -141,8 +151,7 @@ def harvest_moments(
     checkpoint: str | Path | None = None,
     distributed: bool = False,
 ) -> HarvestedMoments:
-    """The pass over the text of `fit_affine_map` alone, which takes the same arguments; here also with several target
-    layers.
+    """The pass over the text of `fit_affine_map` alone, which takes the same arguments, and several target layers.
 
     Moments of different documents add up (`merge`), so that several machines, each with a part of the text, make one
     map. Each part measures for itself what is a sink.

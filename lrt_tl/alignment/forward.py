@@ -4,8 +4,8 @@ on a group of batches, with the activations of the first on disk until the secon
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -18,7 +18,7 @@ from lrt_tl.models.deferred import DeferredModel, present
 from lrt_tl.models.protocol import HookedModel
 from lrt_tl.text.batches import TokenBatch, TokenRows
 
-_BATCHES_AT_A_TIME = 128
+_BYTES_AT_A_TIME = 4_000_000_000
 
 Seen = tuple[dict[str, Float[Tensor, "position _"]], dict[str, Float[Tensor, "row _"]]]
 """Activations at the text of a batch, and norms at all of it (on the CPU), by `source:` or `target:` and hook name."""
@@ -42,13 +42,24 @@ def together(source: Side, target: Side, batches: Iterator[TokenBatch]) -> Itera
 
 
 def one_at_a_time(source: Side, target: Side, batches: Iterator[TokenBatch]) -> Iterator[tuple[TokenBatch, Seen]]:
-    """The same, with one model at a time: each is loaded once for 128 batches, and what the source makes of these is
-    kept in a temporary folder (4 bytes a position and dimension)."""
-    while group := list(islice(batches, _BATCHES_AT_A_TIME)):
+    """The same, with one model at a time: each is loaded once for as many batches as make 4 GB of the source's
+    activations (4 bytes a position, dimension and hook point), which are kept in a temporary folder meanwhile."""
+    for group in _groups(batches, 4 * source.model.cfg.d_model * len(source.hook_names)):
         with tempfile.TemporaryDirectory(prefix="lrt_tl-") as folder:
             files = [Path(folder, f"{number}.safetensors") for number in range(len(group))]
             _write(source, group, files)
-            yield from _read_beside(target, group, files)
+            yield from _read_beside(target, group, files, source.model.cfg.device)
+
+
+def _groups(batches: Iterator[TokenBatch], bytes_of_token: int) -> Iterator[list[TokenBatch]]:
+    group: list[TokenBatch] = []
+    for batch in batches:
+        group.append(batch)
+        if bytes_of_token * sum(some.source.mask.numel() for some in group) >= _BYTES_AT_A_TIME:
+            yield group
+            group = []
+    if group:
+        yield group
 
 
 def rows_of(batch: TokenBatch, key: str) -> TokenRows:
@@ -63,13 +74,15 @@ def _write(side: Side, batches: Sequence[TokenBatch], files: Sequence[Path]) -> 
             save_file({f"{kind} {key}": t for kind, of in (("s", states), ("n", norms)) for key, t in of.items()}, file)
 
 
-def _read_beside(side: Side, batches: Sequence[TokenBatch], files: Sequence[Path]) -> Iterator[tuple[TokenBatch, Seen]]:
+def _read_beside(
+    side: Side, batches: Sequence[TokenBatch], files: Sequence[Path], device: Any
+) -> Iterator[tuple[TokenBatch, Seen]]:
     with present(side.model) as model:
         for batch, file in zip(batches, files, strict=True):
             kept = load_file(file)
             file.unlink()
             states, norms = ({key[2:]: t for key, t in kept.items() if key[0] == kind} for kind in "sn")
-            on_device = {key: state.to(model.cfg.device) for key, state in states.items()}
+            on_device = {key: state.to(device) for key, state in states.items()}
             yield batch, _joined((on_device, norms), _seen(side, model, batch))
 
 

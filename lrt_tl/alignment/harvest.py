@@ -5,6 +5,7 @@ Nothing is stored: memory does not grow with the number of documents. Left out, 
 and massive activations would otherwise dominate the least squares, and they are not only at the first token.
 """
 
+import hashlib
 import heapq
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -107,8 +108,11 @@ class Harvest:
             for key, activations in of_batch.items():
                 states.setdefault(key, []).append(activations)
         pooled = {key: torch.cat(parts) for key, parts in states.items()}
-        if not all(len(activations) for activations in pooled.values()):
-            raise LrtError(f"{self.documents.name}: the documents hold special tokens only")
+        if not pooled or not all(map(len, pooled.values())):
+            raise LrtError(
+                f"{self.documents.name}: the documents hold special tokens only, or none at which tokens of both "
+                "tokenizers end"
+            )
         medians, means = {}, {}
         for key, activations in pooled.items():
             norms = activations.norm(dim=-1)
@@ -171,7 +175,8 @@ class Harvest:
     def _transformed(self, key: str, activations: Tensor) -> Tensor:
         if key not in self.transforms:
             return activations
-        made = self.transforms[key](activations).float()
+        with torch.no_grad():
+            made = self.transforms[key](activations).float()
         if made.ndim != 2 or len(made) != len(activations) or not torch.isfinite(made).all():
             raise LrtError(f"the features of {key} have shape {tuple(made.shape)}, or hold NaN or infinity")
         return made
@@ -202,3 +207,11 @@ class Harvest:
         if any(isinstance(side.model, DeferredModel) for side in sides):
             return one_at_a_time(*sides, batches)
         return together(*sides, batches)
+
+
+def fingerprint_of(transform: Transform, d_model: int, device: Any) -> str:
+    """A number for a function, from what it makes of some fixed states."""
+    states = torch.randn(4, d_model, generator=torch.Generator().manual_seed(0)).to(device)
+    with torch.no_grad():
+        made = transform(states).float().cpu()
+    return hashlib.sha256(made.numpy().tobytes()).hexdigest()[:8]

@@ -131,8 +131,12 @@ class LayerSearch:
 
     def __repr__(self) -> str:
         source, target = self.best
-        best, null = float(self.test_r2.max()), max(self.null_best, default=float("nan"))
-        return f"LayerSearch({self.source} L{source} → {self.target} L{target}, R² {best:.2f}, best null {null:.2f})"
+        row, column = self.source_layers.index(source), self.target_layers.index(target)
+        r2 = float(self.test_r2[row, column])
+        return (
+            f"LayerSearch({self.source} L{source} → {self.target} L{target}, R² {r2:.2f}; "
+            f"on a sample {self.sample_best:.2f}, shuffled at most {max(self.null_best):.2f})"
+        )
 
     def _repr_html_(self) -> str:
         return html_table(self.summary())
@@ -159,7 +163,8 @@ def search_layers(
     seed: int = 0,
     distributed: bool = False,
 ) -> LayerSearch:
-    """Fit a ridge map between every pair of layers, in one pass over the text, and print which pair is best.
+    """Fit a ridge map between every pair of layers, in one pass over the text, and print which pair is best. (The map
+    that predicts best is ridge's; for the pair that was found, `fit_affine_map` may make another.)
 
     Says first how much memory the moments take.
 
@@ -235,14 +240,14 @@ def memory_needed(layers: tuple[int, int], widths: tuple[int, int]) -> int:
 
 
 def _check_memory(layers: tuple[int, int], widths: tuple[int, int]) -> None:
-    needed, free = memory_needed(layers, widths), psutil.virtual_memory().available
+    needed, free = 2 * memory_needed(layers, widths), psutil.virtual_memory().available
     pairs = f"{layers[0]} × {layers[1]} pairs of layers"
     if is_first():
-        print(f"{pairs}: the moments take {needed / 1e9:.2f} GB ({free / 1e9:.0f} GB free)")
+        print(f"{pairs}: the moments, and those of a null, take {needed / 1e9:.2f} GB ({free / 1e9:.0f} GB free)")
     if needed > 0.8 * free:
         raise LrtError(
-            f"the moments of {pairs} take {needed / 1e9:.2g} GB, and {free / 1e9:.2g} are free: give fewer "
-            "source_layers and target_layers, or a random projection (sketch=512)"
+            f"the moments of {pairs}, and of a null, take {needed / 1e9:.2g} GB, and {free / 1e9:.2g} are free: give "
+            "fewer source_layers and target_layers, or a random projection (sketch=512)"
         )
 
 

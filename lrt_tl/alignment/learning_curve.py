@@ -64,8 +64,13 @@ class LearningCurve:
         )
         figure.update_layout(
             title="How much text is enough?",
-            xaxis={"title": "positions that the map was fitted on", "type": "log"},
-            yaxis={"range": [min(0.0, *self.test_r2, *self.cv_r2), 1.02]},
+            xaxis={
+                "title": "positions that the map was fitted on",
+                "type": "log",
+                "tickvals": self.positions,
+                "ticktext": [f"{n:,}" for n in self.positions],
+            },
+            yaxis={"range": [min(0.0, *self.test_r2, *self.cv_r2, *(self.cosines or ())), 1.02]},
             template="plotly_white",
         )
         return figure
@@ -102,7 +107,7 @@ def learning_curve(
         documents: whatever `read_documents` takes.
         vector: one of the source, or one at each source layer: how soon it is carried to the same place.
         method: which map.
-        relative_ridges: candidates for its ridge.
+        relative_ridges: candidates for its penalty.
         options: those of `fit_affine_map` that say what is read: layers, exclude, batch_size, …
 
     Raises:

@@ -154,7 +154,7 @@ class Moments:
         ours, theirs = ({name: tuple(s.shape) for name, s in m.sums.items()} for m in (self, other))
         if ours != theirs or self.products.keys() != other.products.keys():
             raise LrtError(f"moments of {ours} and {theirs} (split, d) do not merge")
-        other = other.shifted(self.shifts)
+        other = other.to(next(iter(self.shifts.values())).device).shifted(self.shifts)
         return Moments(
             self.shifts,
             self.count + other.count,

@@ -88,7 +88,7 @@ class Processes:
             LrtError: one has; its rank and message. Or the store is gone, with the process that kept it.
         """
         if self._store is not None and time.monotonic() - self._looked > _SECONDS_BETWEEN_LOOKS:
-            with _lost_others_named():
+            with _naming_lost_others():
                 self._look_at(self._store)
             self._looked = time.monotonic()
 
@@ -102,7 +102,7 @@ class Processes:
             return [value]
         meeting = next(self._meetings)
         keys = [f"{meeting}/{rank}" for rank in range(self.size)]
-        with _lost_others_named():
+        with _naming_lost_others():
             self._store.set(keys[self.rank], json.dumps(value))
             while not self._store.check(keys):
                 failed = self._store.check(["failed"])
@@ -216,7 +216,7 @@ def _group() -> Processes:
 
 
 @contextmanager
-def _lost_others_named() -> Iterator[None]:
+def _naming_lost_others() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:

@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from jaxtyping import Float64
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from lrt_tl.alignment.diagnostics import squared_errors, total_variation
 from lrt_tl.alignment.moments import Centered, pool
@@ -68,6 +69,8 @@ def choose(method: Method, folds: Sequence[Centered], relative_ridges: Sequence[
         raise LrtError(f"method {method!r} is none of {', '.join(_METHODS)}")
     if not relative_ridges or not all(0 < alpha < float("inf") for alpha in relative_ridges):
         raise LrtError(f"relative ridges must be numbers above zero, not {tuple(relative_ridges)}")
+    train = pool(folds)
+    mean_variance(train.source_source, train.count)  # refuses a source that does not vary
     return _METHODS[method](folds, relative_ridges)
 
 
@@ -245,7 +248,8 @@ def add_sources(
 
     Begins with the best one, and adds each time the one that raises R² in cross-validation most. Chosen is the smallest
     of these sets that is no worse than the best of them by more than one standard error of their difference over the
-    folds (the rule of Breiman et al. 1984). The choice has seen the folds; the test split is unseen.
+    folds (the rule of Breiman et al. 1984). The choice has seen the folds; the test split is unseen. For L sources that
+    is L(L + 1)/2 cross-validations, the last ones of nearly all of them: it is for a handful.
 
     Args:
         widths: dimensions of each source.
@@ -254,6 +258,7 @@ def add_sources(
         The chosen sources, in order, and all steps.
     """
     steps: list[Addition] = []
+    progress = tqdm(desc="select layers", total=len(widths) * (len(widths) + 1) // 2, leave=False)
     while len(steps) < len(widths):
         before = steps[-1].sources if steps else ()
         wider = [(*before, new) for new in range(len(widths)) if new not in before]
@@ -262,6 +267,8 @@ def add_sources(
             for sources in wider
         ]
         steps.append(max(tried, key=lambda step: sum(step.fold_r2)))
+        progress.update(len(tried))
+    progress.close()
     r2 = torch.tensor([step.fold_r2 for step in steps], dtype=torch.float64)
     lost = r2[r2.mean(1).argmax()] - r2
     enough = lost.mean(1) <= lost.std(1) / len(folds) ** 0.5

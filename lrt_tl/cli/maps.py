@@ -15,6 +15,7 @@ from lrt_tl.cli.options import (
     DocumentsOption,
     DtypeOption,
     Exclude,
+    LayerList,
     Layers,
     LayoutOption,
     MethodOption,
@@ -29,6 +30,7 @@ from lrt_tl.cli.options import (
     Target,
     documents_of,
     ends_of,
+    layers_of,
     load,
 )
 from lrt_tl.tables import print_columns, print_table
@@ -174,10 +176,13 @@ def search(
     source: Source,
     target: Target,
     out: Annotated[Path | None, typer.Option(help="An .html file for the heat map. It must not exist.")] = None,
+    source_layers: LayerList = None,
+    target_layers: LayerList = None,
     documents: DocumentsOption = None,
     chat_template: ChatTemplate = False,
     exclude: Exclude = None,
     checkpoint: Checkpoint = None,
+    sequential: Sequential = False,
     nulls: Annotated[int, typer.Option(min=1, help="Searches on shuffled positions, to compare with.")] = 20,
     sketch: Annotated[
         int | None, typer.Option(min=1, help="See both through a random projection to so many dimensions.")
@@ -201,11 +206,13 @@ def search(
         refuse_existing(out)
     device, distributed = join_launched(device)
     options = (model_class, processed, device, dtype)
-    models, texts = _models_and_texts(source, target, documents, exclude, chat_template, options)
+    models, texts = _models_and_texts(source, target, documents, exclude, chat_template, options, sequential=sequential)
     found = search_layers(
         models[0],
         models[1],
         texts[0],
+        source_layers=layers_of(source_layers),
+        target_layers=layers_of(target_layers),
         exclude=texts[1],
         n_nulls=nulls,
         sketch=sketch,
@@ -213,6 +220,7 @@ def search(
         context_length=context_length,
         layout=layout,
         prepend_bos=prepend_bos,
+        sequential=sequential,
         checkpoint=checkpoint,
         seed=seed,
         distributed=distributed,
@@ -235,7 +243,7 @@ def _models_and_texts(
     chat_template: bool,
     options: tuple[Any, ...],
     *,
-    sequential: bool = False,
+    sequential: bool,
 ) -> tuple[list[Any], tuple[Any, list[str]]]:
     """Both models, or what loads them; the documents, and the texts to leave out of them."""
     from lrt_tl.evaluation.behavior import texts_of

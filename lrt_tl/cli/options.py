@@ -27,6 +27,7 @@ Layers = Annotated[
         "0,1,2:3, or all of them, as all:3; or hook names."
     ),
 ]
+LayerList = Annotated[str | None, typer.Option(help="Layers to try, as 0,2,4; by default all.")]
 Out = Annotated[Path, typer.Option(help="The folder to write. It must not exist.")]
 ModelClassOption = Annotated[ModelClass, typer.Option(help="TransformerBridge, or HookedTransformer.")]
 Processed = Annotated[bool, typer.Option(help="Fold and center the weights, as HookedTransformer does by default.")]
@@ -102,8 +103,15 @@ def ends_of(layers: str) -> dict[str, Any]:
     if all(part.isdigit() for end in ends for part in end):
         sources = [int(part) for part in ends[0]]
         return {"layers": (sources if len(sources) > 1 else sources[0], int(ends[1][0]))}
+    if "all" in ends[0]:
+        raise LrtError(f"--layers {layers!r}: all goes with the number of a target layer, as all:3")
     named = [[f"blocks.{part}.hook_resid_post" if part.isdigit() else part for part in end] for end in ends]
     return {"hook_names": (named[0] if len(named[0]) > 1 else named[0][0], named[1][0])}
+
+
+def layers_of(layers: str | None) -> list[int] | None:
+    """`0,2,4` as numbers."""
+    return None if layers is None else [int(number) for number in numbers_of(layers)]
 
 
 def position_of(position: str) -> Any:

@@ -5,6 +5,7 @@ A `TransformerBridge` calls the residual stream after block L `blocks.L.hook_out
 TransformerLens 3.9's Bridge ignores unknown hook names in silence, so every name is checked here.
 """
 
+import operator
 import re
 from collections.abc import Iterable
 
@@ -30,7 +31,10 @@ def resolve_hook_name(model: HookedModel, *, layer: int | None = None, hook_name
         raise LrtError(f"give a layer or a hook name, and not both: layer={layer}, hook_name={hook_name!r}")
     n_layers = model.cfg.n_layers
     if layer is not None:
-        if not isinstance(layer, int) or not 0 <= layer < n_layers:
+        if isinstance(layer, bool) or not hasattr(layer, "__index__"):
+            raise LrtError(f"a layer is a number, not {layer!r}")
+        layer = operator.index(layer)
+        if not 0 <= layer < n_layers:
             raise LrtError(f"layer {layer} is out of range: {model.cfg.model_name} has layers 0 to {n_layers - 1}")
         return f"blocks.{layer}.hook_resid_post"
     assert hook_name is not None
@@ -47,7 +51,7 @@ def spelled_as_stored(hook_name: str) -> str:
     Raises:
         LrtError: it is not a point of the residual stream.
     """
-    match = _RESIDUAL.fullmatch(hook_name)
+    match = _RESIDUAL.fullmatch(str(hook_name))
     if match is None:
         raise LrtError(
             f"{hook_name!r} is not a point of the residual stream: these are blocks.L.hook_resid_pre and "

@@ -84,7 +84,7 @@ class Site:
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "Site":
         model = None if value["model"] is None else ModelIdentity.from_json(value["model"])
-        return cls(value["hook_name"], value["d_model"], model, value["features"])
+        return cls(value["hook_name"], value["d_model"], model, value.get("features", ""))
 
 
 def describe_sites(sites: Sequence[Site]) -> str:

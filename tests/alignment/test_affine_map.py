@@ -267,6 +267,8 @@ def test_features_are_carried_as_tensors_only() -> None:
     torch.testing.assert_close(of_features.transport(torch.tensor([0.0, 1.0, 0.0])), torch.tensor([2.0, -1.0]))
     with pytest.raises(MismatchError, match="begins at features of small L1 encode, and a steering vector is none"):
         of_features.transport(vector())
+    with pytest.raises(MismatchError, match="at features of small L1 encode, which a cache does not hold"):
+        of_features({SOURCE.hook_name: torch.ones(2, 3)})
 
 
 def several() -> AffineMaps:
@@ -283,8 +285,10 @@ def test_maps_to_several_layers_carry_and_come_back(tmp_path: Path) -> None:
     saved = AffineMaps.load(several().save(tmp_path / "maps"))
     assert (len(saved), repr(saved)) == (2, repr(several()))
     for found, wanted in zip(saved, several(), strict=True):
-        torch.testing.assert_close(found.weight, wanted.weight)
-        assert found.sources == wanted.sources
+        for name in ("weight", "bias", "target_covariance"):
+            torch.testing.assert_close(getattr(found, name), getattr(wanted, name))
+        assert (found.sources, found.target, found.target_norm) == (wanted.sources, wanted.target, wanted.target_norm)
+        assert found.report == wanted.report
     assert "small L0 + L1 → large L1, 6 → 2" in saved._repr_html_()
 
 
@@ -293,7 +297,9 @@ def test_maps_that_are_not_several_are_refused(tmp_path: Path) -> None:
         with pytest.raises(LrtError, match="must end at different sites"):
             AffineMaps(maps)
     with pytest.raises(MismatchError, match="takes a vector at each"):
-        several().transport([vector()])
+        several().transport(vector())
+    with pytest.raises(MismatchError, match="one vector for each site, and not small L1, small L1"):
+        several().transport([vector(), vector()])
     with pytest.raises(ArtifactError, match="is of kind affine_map, not affine_maps"):
         AffineMaps.load(affine_map().save(tmp_path / "map"))
     folder = save_artifact(

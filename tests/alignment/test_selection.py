@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from itertools import pairwise
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from sklearn.metrics import r2_score
 
 from lrt_tl.alignment.diagnostics import r_squared
 from lrt_tl.alignment.moments import Centered, pool
-from lrt_tl.alignment.selection import add_sources, choose, narrowed, penalties_of, ridge_fold_r2
+from lrt_tl.alignment.selection import Method, add_sources, choose, narrowed, penalties_of, ridge_fold_r2
 from lrt_tl.alignment.solvers import (
     Solution,
     least_squares,
@@ -23,7 +23,7 @@ from lrt_tl.alignment.solvers import (
     whitened,
 )
 from lrt_tl.errors import LrtError
-from tests.alignment.planted import D_SOURCE, FOLDS, TEST, Sample, planted
+from tests.alignment.planted import FOLDS, TEST, Sample, planted
 from tests.unchecked import without_type_checks
 
 PENALTIES = (1e-6, 1e-3, 0.1, 3.0, 100.0)
@@ -102,7 +102,6 @@ def test_a_penalty_for_each_target_dimension_is_a_choice_for_each() -> None:
     choice = choose("ridge_per_target", sample.folds(), PENALTIES)
     for dimension in range(sample.y.shape[1]):
         alone = Sample(sample.x, sample.y[:, [dimension]], sample.splits)
-        own = choose("ridge", alone.folds(), PENALTIES)
         errors = [  # by squared error over all folds, as dimensions are added up
             sum(
                 float(
@@ -119,9 +118,8 @@ def test_a_penalty_for_each_target_dimension_is_a_choice_for_each() -> None:
         best = penalties_of(pool(alone.folds()), PENALTIES)[int(np.argmin(errors))]
         wanted = ridge(alone.centered(FOLDS), float(best))
         torch.testing.assert_close(choice.solution.weight[:, [dimension]], wanted.weight)
-        assert own.ridge is not None
     assert choice.ridge is None
-    assert np.mean(choice.fold_r2) >= choose("ridge", sample.folds(), PENALTIES).curve[0][1] - 1e-9
+    assert np.mean(choice.fold_r2) > max(r2 for _, r2 in choose("ridge", sample.folds(), PENALTIES).curve) - 1e-3
 
 
 def test_the_planted_rank_is_found() -> None:
@@ -165,7 +163,7 @@ def test_an_unknown_method_is_refused() -> None:
         choose("lasso", planted().folds(), PENALTIES)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("method", ["ridge", "ridge_per_target", "reduced_rank", "whitened"])
+@pytest.mark.parametrize("method", get_args(Method))
 def test_states_that_do_not_vary_are_refused(method: Any) -> None:
     sample = planted()
     constant = Sample(torch.ones_like(sample.x), sample.y, sample.splits)
@@ -182,7 +180,6 @@ def test_wide_sources_with_few_positions_are_finite() -> None:
         choice = choose(method, sample.folds(), PENALTIES)  # type: ignore[arg-type]
         assert bool(torch.isfinite(choice.solution.weight).all())
         assert all(np.isfinite(choice.fold_r2))
-    assert D_SOURCE < 30
 
 
 def many_to_one(relevant: set[int], widths: tuple[int, ...] = (3, 5, 4, 2), n: int = 3000) -> Sample:
