@@ -93,18 +93,17 @@ def _joined(one: Seen, other: Seen) -> Seen:
 def _seen(side: Side, model: HookedModel, batch: TokenBatch) -> Seen:
     states, norms, rows = {}, {}, rows_of(batch, side.name)
     for name, activations in capture(model, rows.tokens, rows.mask, side.hook_names).items():
-        where = f"{model.cfg.model_name}, {name}"
-        states[f"{side.name}:{name}"] = _at_text(rows, batch.names, activations, where)
-        norms[f"{side.name}:{name}"] = activations.norm(dim=-1).cpu()
+        key, lengths = f"{side.name}:{name}", activations.norm(dim=-1).cpu()
+        if not torch.isfinite(lengths[rows.content]).all():
+            _require_finite(rows, batch.names, activations, f"{model.cfg.model_name}, {name}")
+        states[key], norms[key] = activations[rows.content.to(activations.device)], lengths
     return states, norms
 
 
-def _at_text(
+def _require_finite(
     rows: TokenRows, names: Sequence[str], activations: Float[Tensor, "row position d_model"], where: str
-) -> Float[Tensor, "kept d_model"]:
-    states = activations[rows.content.to(activations.device)]
-    if not torch.isfinite(states).all():
-        bad = ~torch.isfinite(activations).all(-1).cpu() & rows.content
-        row = int(bad.any(1).nonzero()[0])
-        raise LrtError(f"{where}: an activation is NaN or infinite on {names[row]}")
-    return states
+) -> None:
+    """Name the first text at which an activation is NaN or infinite. (A length can overflow where none is.)"""
+    bad = ~torch.isfinite(activations).all(-1).cpu() & rows.content
+    if bad.any():
+        raise LrtError(f"{where}: an activation is NaN or infinite on {names[int(bad.any(1).nonzero()[0])]}")
