@@ -176,8 +176,9 @@ class AffineMap:
         """Carry readers (probes) of the target's states, w · h + c, to the source: Aᵀw and c + w · b.
 
         What reads moves against the map, what writes with it: to carry a probe of the small model to the large one, fit
-        the map from the large to the small. The bias does not cancel here. What is read of mapped states varies less
-        than of the target's own (by R² of the map along w), so a threshold is to be set anew on held-out data.
+        the map from the large to the small; by ridge, which predicts best. The bias does not cancel here. What is read
+        of states that ridge has mapped varies less than of the target's own (by R² of the map along w), so a threshold
+        is to be set anew on held-out data.
 
         Args:
             weight: of one reader, or of several along the first axes.

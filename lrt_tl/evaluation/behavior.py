@@ -167,4 +167,4 @@ def check_scores(scores: Tensor, n_prompts: int, behavior: Behavior) -> Float[Te
         raise LrtError(f"the scorer of {behavior.name!r} returned {shape} for {n_prompts} prompts: one number each")
     if not torch.isfinite(scores).all():
         raise LrtError(f"the scorer of {behavior.name!r} returned NaN or infinity")
-    return scores.double().cpu()
+    return scores.cpu().double()

@@ -53,7 +53,7 @@ def kl_of_steering(
     for some in torch.split(deltas, deltas_at_once(model, tokens, _ROWS)):
         steered = steered_logits(model, hook_name, tokens, mask, some)[:, content].float()
         cross_entropy = steered.logsumexp(-1) - torch.einsum("pv,dpv->dp", probabilities, steered)
-        found.append((cross_entropy - entropy).mean(1).double().cpu())
+        found.append((cross_entropy - entropy).mean(1).cpu().double())
     return torch.cat(found)
 
 

@@ -62,7 +62,7 @@ def mean_difference(
         model, texts, site.hook_name, position=position, batch_size=batch_size, prepend_bos=prepend_bos
     )
     place = {text: index for index, text in enumerate(texts)}
-    states = states[[place[text] for text in sides]].double()
+    states = states[[place[text] for text in sides]].cpu().double()
     direction = states[: len(pairs)].mean(0) - states[len(pairs) :].mean(0)
     residual_norm = float(norms.median())
     if direction.norm() < _ROUNDING * residual_norm:
