@@ -48,7 +48,7 @@ class HarvestedMoments:
         """The moments of both passes, which must have read different documents.
 
         Raises:
-            MismatchError: they are of other models or hook points.
+            MismatchError: they are of other models, hook points or features, or their texts were read in other ways.
         """
         for ours, theirs in zip(self.sources + self.targets, other.sources + other.targets, strict=False):
             require_same_site(ours, theirs, what="a site of the first moments")
@@ -146,8 +146,8 @@ def _own_place(place: Path, processes: Processes) -> Path:
     others = set(sizes) - {processes.size}
     if others:
         raise LrtError(
-            f"{place} holds a pass that {min(others)} processes shared, and now there are {processes.size}: start as "
-            "many as then to go on, or remove it"
+            f"{place} holds a pass whose number of processes was {min(others)}, and now it is {processes.size}: start "
+            "as many as then to go on, or remove it"
         )
     return place if processes.size == 1 else place / f"rank-{processes.rank}-of-{processes.size}"
 

@@ -53,11 +53,13 @@ def one_at_a_time(source: Side, target: Side, batches: Iterator[TokenBatch]) -> 
 
 def _groups(batches: Iterator[TokenBatch], bytes_of_token: int) -> Iterator[list[TokenBatch]]:
     group: list[TokenBatch] = []
+    size = 0
     for batch in batches:
         group.append(batch)
-        if bytes_of_token * sum(some.source.mask.numel() for some in group) >= _BYTES_AT_A_TIME:
+        size += bytes_of_token * batch.source.mask.numel()
+        if size >= _BYTES_AT_A_TIME:
             yield group
-            group = []
+            group, size = [], 0
     if group:
         yield group
 

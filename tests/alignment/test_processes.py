@@ -113,7 +113,7 @@ def test_processes_that_are_killed_give_the_same_moments_bit_for_bit(out: Path, 
 def test_another_number_of_processes_does_not_go_on_with_a_checkpoint(out: Path) -> None:
     for case, size in {"of-3-both": 3, "of-3-one": 3, "alone-both": 1, "alone-one": 1}.items():
         for error in errors(out, case, size):
-            assert f"holds a pass that 2 processes shared, and now there are {size}" in error
+            assert f"holds a pass whose number of processes was 2, and now it is {size}" in error
 
 
 def test_a_search_that_processes_share_finds_the_same(out: Path) -> None:
