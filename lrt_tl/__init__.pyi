@@ -28,8 +28,10 @@ from .models.loading import load_model as load_model
 from .steering.contrast import ContrastPair as ContrastPair
 from .steering.contrast import read_contrast_pairs as read_contrast_pairs
 from .steering.extraction import mean_difference as mean_difference
-from .steering.hooks import SteeringHandle as SteeringHandle
-from .steering.hooks import steered as steered
+from .steering.handle import SteeringHandle as SteeringHandle
+from .steering.handle import steered as steered
+from .steering.probe import Probe as Probe
+from .steering.steering import Steering as Steering
 from .steering.vector import SteeringVector as SteeringVector
 from .text.documents import read_documents as read_documents
 from .transfer import TransferRun as TransferRun
