@@ -45,7 +45,7 @@ def check_positions(positions: object) -> None:
     _check(positions, positions)
 
 
-def positions_to_json(positions: Positions) -> Any:
+def positions_to_json(positions: object) -> Any:
     """The selector as JSON can hold it: masks as lists."""
     if isinstance(positions, Mapping):
         return {key: positions_to_json(value) for key, value in positions.items()}
