@@ -44,7 +44,7 @@ class Step:
 
     Raises:
         LrtError: the direction is no direction (see `check_direction`); the coefficient is not finite; positions or
-            value cannot be; the reader is of another site, or does not notice the direction.
+            value cannot be; the reader is of another width, or does not notice the direction.
     """
 
     operator: Operator

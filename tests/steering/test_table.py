@@ -31,7 +31,6 @@ U = V / V.norm()
 OPERATORS: dict[str, tuple[Callable[[SteeringVector, Any], Steering], Callable[[Tensor], Tensor]]] = {
     "add": (lambda vector, at: vector.add(1.5, positions=at), lambda h: h + 1.5 * V),
     "ablate": (lambda vector, at: vector.ablate(positions=at), lambda h: h - (h @ U) * U),
-    "ablate half": (lambda vector, at: vector.ablate(0.5, positions=at), lambda h: h - 0.5 * (h @ U) * U),
     "clamp": (lambda vector, at: vector.clamp(7.0, 0.8, positions=at), lambda h: h + 0.8 * (7.0 - h @ U) * U),
     "rotate": (
         lambda vector, at: vector.rotate(-2.0, positions=at),
@@ -72,6 +71,11 @@ def model(request: pytest.FixtureRequest, folders: tuple[Path, Path]) -> Any:
     return load_model(folders[1], model_class=request.param, dtype=torch.float64)
 
 
+@pytest.fixture(scope="module")
+def vector(model: Any) -> SteeringVector:
+    return SteeringVector(DIRECTION, site_of(model, layer=LAYER))
+
+
 @cache
 def reference(folder: Path, row: tuple[int, ...], n_prompt: int, operator: str, selector: str) -> tuple[Tensor, Tensor]:
     """States and logits."""
@@ -94,12 +98,12 @@ def batch(padding: str) -> tuple[tuple[tuple[int, ...], ...], Tensor, Tensor]:
     return rows, tokens, mask
 
 
-def steering_of(model: Any, operator: str, selector: str, mask: Tensor) -> Steering:
+def steering_of(vector: SteeringVector, operator: str, selector: str, mask: Tensor) -> Steering:
     positions = SELECTORS[selector][0]
     if selector == "columns":
         index = mask.long().cumsum(1) - 1
         positions = {"mask": mask & torch.isin(index, torch.tensor([0, 2]))}
-    return OPERATORS[operator][0](SteeringVector(DIRECTION, site_of(model, layer=LAYER)), positions)
+    return OPERATORS[operator][0](vector, positions)
 
 
 def assert_close(found: Tensor, expected: Tensor) -> None:
@@ -110,12 +114,14 @@ def assert_close(found: Tensor, expected: Tensor) -> None:
 @pytest.mark.parametrize("operator", OPERATORS)
 @pytest.mark.parametrize("selector", SELECTORS)
 @pytest.mark.parametrize("padding", ["none", "left", "right"])
-def test_one_forward_pass(model: Any, folders: tuple[Path, Path], padding: str, selector: str, operator: str) -> None:
+def test_one_forward_pass(
+    model: Any, vector: SteeringVector, folders: tuple[Path, Path], padding: str, selector: str, operator: str
+) -> None:
     rows, tokens, mask = batch(padding)
     states: list[Tensor] = []
     with (
         torch.no_grad(),
-        steering_of(model, operator, selector, mask).apply(model) as handle,
+        steering_of(vector, operator, selector, mask).apply(model) as handle,
         model.hooks(fwd_hooks=[(NAME, lambda activation, hook: states.append(activation))]),
     ):
         logits = model(tokens) if padding == "none" else model(tokens, attention_mask=mask.long())
@@ -131,7 +137,13 @@ def test_one_forward_pass(model: Any, folders: tuple[Path, Path], padding: str, 
 @pytest.mark.parametrize("padding", ["none", "left"])
 @pytest.mark.parametrize("use_cache", [True, False], ids=["cache", "no cache"])
 def test_generation(
-    model: Any, folders: tuple[Path, Path], padding: str, selector: str, operator: str, use_cache: bool
+    model: Any,
+    vector: SteeringVector,
+    folders: tuple[Path, Path],
+    padding: str,
+    selector: str,
+    operator: str,
+    use_cache: bool,
 ) -> None:
     """The states of every pass, and the tokens, are those of one pass over the finished text."""
     rows, tokens, mask = batch(padding)
@@ -142,13 +154,12 @@ def test_generation(
     settings = {"do_sample": False, "stop_at_eos": False, "verbose": False, "use_past_kv_cache": use_cache}
     states: list[Tensor] = []
     with (
-        steering_of(model, operator, selector, mask).apply(model) as handle,
+        steering_of(vector, operator, selector, mask).apply(model) as handle,
         model.hooks(fwd_hooks=[(NAME, lambda activation, hook: states.append(activation))]),
     ):
         out = model.generate(tokens, max_new_tokens=N_NEW, **settings, **padded)
-    assert [each.shape[1] for each in states[1:]] == (
-        [1] * 3 if use_cache else [tokens.shape[1] + n for n in (1, 2, 3)]
-    )
+    widths = [1] * 3 if use_cache else [tokens.shape[1] + n for n in (1, 2, 3)]
+    assert [each.shape[1] for each in states] == [tokens.shape[1], *widths]
     for number, row in enumerate(rows):
         new = tuple(out[number, -N_NEW:].tolist())
         finished, n_prompt = row + new[:-1], len(row)
