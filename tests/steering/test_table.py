@@ -2,7 +2,7 @@
 unpadded row at a time, without a cache. Everything is in float64, where the two agree to 1e-5 of their scale with much
 to spare, so that a wrong position cannot hide in rounding."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from lrt_tl.steering.steering import Steering
 from lrt_tl.steering.vector import SteeringVector
 from tests.checkpoints import CLASSES
 from tests.steering.reference import residual_and_logits
+from tests.unchecked import without_type_checks
 
 LAYER, N_NEW, PAD = 1, 4, 2
 NAME = f"blocks.{LAYER}.hook_resid_post"
@@ -64,6 +65,13 @@ SELECTORS: dict[str, tuple[Any, Chosen]] = {
     "parts": ({"prompt": {"last": 1}, "generated": {"at": [1]}}, lambda p, n, tokens: p in (n - 1, n + 1)),
     "not parts": ({"not": {"generated": {"first": 2}}}, lambda p, n, tokens: not n <= p < n + 2),
 }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def fast() -> Iterator[None]:
+    """The type checks of the suite take longer than all the rest."""
+    with without_type_checks():
+        yield
 
 
 @pytest.fixture(scope="module", params=CLASSES)
