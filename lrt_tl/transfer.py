@@ -25,7 +25,8 @@ from lrt_tl.models.hook_names import check_writable
 from lrt_tl.models.identity import describe_sites
 from lrt_tl.models.protocol import HookedModel
 from lrt_tl.steering.contrast import read_contrast_pairs
-from lrt_tl.steering.extraction import TextPosition, mean_difference
+from lrt_tl.steering.extraction import mean_difference
+from lrt_tl.steering.states import TextPosition
 from lrt_tl.steering.vector import SteeringVector
 from lrt_tl.storyworld.named import default_documents, named_behavior, named_contrast_pairs, named_documents
 from lrt_tl.text.batches import Layout

@@ -11,7 +11,8 @@ from torch import Tensor
 from lrt_tl.errors import LrtError
 from lrt_tl.models.capture import capture
 from lrt_tl.models.loading import load_model
-from lrt_tl.steering.extraction import mean_difference, text_states
+from lrt_tl.steering.extraction import mean_difference
+from lrt_tl.steering.states import text_states
 from tests.checkpoints import CLASSES, PAIRS
 from tests.steering.reference import residual_and_logits
 from tests.unchecked import without_type_checks
@@ -77,10 +78,10 @@ def test_the_order_of_the_texts_is_kept(bridges: Any, texts: list[str]) -> None:
     """Batches are sorted by length within."""
     model, hook = bridges[0], "blocks.1.hook_resid_post"
     some = sorted(texts[:20], key=len, reverse=True)
-    states, _ = text_states(model, some, hook, position="last", batch_size=3, prepend_bos=True)
-    for text, state in zip(some, states, strict=True):
-        alone, _ = text_states(model, [text], hook, position="last", batch_size=1, prepend_bos=True)
-        torch.testing.assert_close(state, alone[0], atol=1e-5, rtol=1e-5)
+    found = text_states(model, some, [hook], position="last", batch_size=3)[hook]
+    for text, state in zip(some, found.states, strict=True):
+        alone = text_states(model, [text], [hook], position="last", batch_size=1)[hook]
+        torch.testing.assert_close(state, alone.states[0], atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 32])
@@ -146,10 +147,13 @@ def test_what_is_infinite_at_a_special_token_does_not_matter(
         found = capture(model, tokens, mask, hook_names)
         return {name: states.index_fill(1, torch.tensor([0]), float("inf")) for name, states in found.items()}
 
-    monkeypatch.setattr("lrt_tl.steering.extraction.capture", overflowing)
+    monkeypatch.setattr("lrt_tl.steering.states.capture", overflowing)
     assert torch.equal(mean_difference(bridges[0], PAIRS, layer=1).direction, exact.direction)
 
 
 def test_a_position_that_is_none_is_refused(bridges: tuple[Any, Any]) -> None:
-    with without_type_checks(), pytest.raises(LrtError, match="position='first': use 'mean', 'last' or a number"):
+    with (
+        without_type_checks(),
+        pytest.raises(LrtError, match="position='first': use 'mean', 'last', 'answer',"),
+    ):
         mean_difference(bridges[0], PAIRS, layer=1, position="first")  # type: ignore[arg-type]

@@ -1,0 +1,170 @@
+"""Texts → one state each at every hook point that is asked for, from one pass."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from lrt_tl.errors import LrtError
+from lrt_tl.models.calls import call_from_mask
+from lrt_tl.models.capture import capture
+from lrt_tl.models.protocol import HookedModel
+from lrt_tl.steering.hooks import require_at_rest
+from lrt_tl.text.batches import pad, tokenize
+from lrt_tl.text.positions import check_positions, select
+
+TextPosition = Literal["mean", "last", "answer"] | int | Mapping[str, Any]
+"""Where a text's state is read: the mean over its non-special tokens, its last one, or the n-th (from 0; from the end
+if negative); `"answer"`, the last token at which it differs from the other text of its pair, counted from their common
+end, such as the answer's letter; or a selector of the positions language, such as `{"within": "…"}`, whose states are
+averaged."""
+
+
+@dataclass(frozen=True)
+class SiteStates:
+    """What texts left at one hook point, on the CPU."""
+
+    states: Float[Tensor, "text d_model"]
+    """float32, one a text."""
+    residual_norm: float
+    """Median norm over every non-special token of the texts, each text counted once."""
+
+
+def check_text_position(position: object) -> None:
+    """Raises:
+    LrtError: not a place in a text; or a selector of what is generated, or a mask, which a given text has not.
+    """
+    if isinstance(position, Mapping):
+        for name in ("generated", "mask"):
+            if _mentions(position, name):
+                raise LrtError(f"position={position!r}: texts are given, so that there is no {name!r} to select")
+        check_positions(position)
+    elif position not in ("mean", "last", "answer") and (not isinstance(position, int) or isinstance(position, bool)):
+        raise LrtError(
+            f"position={position!r}: use 'mean', 'last', 'answer', a number, or a selector such as {{'within': 'text'}}"
+        )
+
+
+def text_states(
+    model: HookedModel,
+    texts: Sequence[str],
+    hook_names: Sequence[str],
+    *,
+    position: TextPosition = "mean",
+    partners: Sequence[str] | None = None,
+    batch_size: int = 32,
+    prepend_bos: bool = True,
+) -> dict[str, SiteStates]:
+    """One state a text by (resolved) hook name. Equal texts are run once, and have equal states, whatever their
+    batches; the pass ends at the deepest hook point.
+
+    Args:
+        partners: the other text of each text's pair, which must itself be among the texts; for `position="answer"`.
+
+    Raises:
+        LrtError: the model is being steered, a text has nothing at the position or is too long for the model, or an
+            activation is not finite.
+    """
+    check_text_position(position)
+    if position == "answer" and partners is None:
+        raise LrtError("position='answer' compares the two texts of a pair, and these texts are in none")
+    require_at_rest(model)
+    others = partners if position == "answer" and partners is not None else texts
+    wanted = {read: number for number, read in enumerate(dict.fromkeys(zip(texts, others, strict=True)))}
+    unique = list(dict.fromkeys(texts))
+    rows = dict(zip(unique, tokenize(model.tokenizer, unique, prepend_bos=prepend_bos), strict=True))
+    _require_room(rows, model)
+    reads: dict[str, list[str]] = {}
+    for text, other in wanted:
+        reads.setdefault(text, []).append(other)
+    states = {name: torch.empty(len(wanted), model.cfg.d_model) for name in hook_names}
+    norms: dict[str, list[Tensor]] = {name: [] for name in states}
+    order = sorted(unique, key=lambda text: len(rows[text]))
+    for start in tqdm(range(0, len(order), batch_size), desc="extract", unit=" batches", leave=False):
+        batch = order[start : start + batch_size]
+        pairs = [(text, other) for text in batch for other in reads[text]]
+        lines = torch.tensor([line for line, text in enumerate(batch) for _ in reads[text]])
+        tokens, mask, content = pad(model.tokenizer, [rows[text] for text in batch])
+        chosen = _chosen(position, model.tokenizer, tokens, mask, content)[lines]
+        if position == "answer":
+            chosen &= _answers([(rows[text], rows[other]) for text, other in pairs], tokens.shape[1])
+        _require_chosen(chosen, position, pairs)
+        places = [wanted[pair] for pair in pairs]
+        for name, activations in capture(model, tokens, mask, list(states)).items():
+            at = activations if len(lines) == len(batch) else activations[lines.to(activations.device)]
+            states[name][places] = _means(at, chosen.to(at.device)).cpu()
+            norms[name].append(activations[content.to(at.device)].norm(dim=-1).cpu())
+    for name, found in states.items():
+        if not torch.isfinite(found).all():
+            text, _ = list(wanted)[int((~torch.isfinite(found).all(1)).nonzero()[0])]
+            raise LrtError(f"{name}: an activation is NaN or infinite on the text {text[:60]!r}")
+    index = [wanted[read] for read in zip(texts, others, strict=True)]
+    return {name: SiteStates(found[index], float(torch.cat(norms[name]).median())) for name, found in states.items()}
+
+
+def _mentions(position: object, name: str) -> bool:
+    """Whether a selector, or one within it, is of that name."""
+    if isinstance(position, Mapping):
+        return name in position or any(_mentions(part, name) for key, part in position.items() if key in _NESTING)
+    return position == name
+
+
+_NESTING = ("not", "prompt")
+
+
+def _require_room(rows: Mapping[str, Sequence[int]], model: HookedModel) -> None:
+    longest = max(rows, key=lambda text: len(rows[text]))
+    if len(rows[longest]) > model.cfg.n_ctx:
+        raise LrtError(
+            f"a contrast text has {len(rows[longest])} tokens, {model.cfg.model_name} reads {model.cfg.n_ctx}: shorten "
+            f"{longest[:60]!r}"
+        )
+
+
+def _chosen(
+    position: TextPosition, tokenizer: Any, tokens: Tensor, mask: Tensor, content: Tensor
+) -> Bool[Tensor, "row position"]:
+    """The positions whose states are averaged; of `"answer"`, those at which it can be."""
+    if isinstance(position, Mapping):
+        return select(position, call_from_mask(mask, n_positions=mask.shape[1], tokens=tokens), tokenizer)
+    if position in ("mean", "answer"):
+        return content
+    place = content.long().cumsum(1) - 1  # of each non-special token among those of its row
+    number = -1 if position == "last" else int(position)
+    wanted = content.sum(1, keepdim=True) + number if number < 0 else torch.tensor(number)
+    return content & (place == wanted)
+
+
+def _answers(rows: Sequence[tuple[Sequence[int], Sequence[int]]], width: int) -> Bool[Tensor, "read position"]:
+    """True at the last token of each row at which it differs from the other, counted from their common end."""
+    answers = torch.zeros(len(rows), width, dtype=torch.bool)
+    for number, (row, other) in enumerate(rows):
+        backwards = enumerate(zip(reversed(row), reversed(other), strict=False))
+        from_end = next((n for n, (ours, theirs) in backwards if ours != theirs), min(len(row), len(other)))
+        if from_end < len(row):
+            answers[number, len(row) - 1 - from_end] = True
+    return answers
+
+
+def _require_chosen(chosen: Bool[Tensor, "read position"], position: TextPosition, pairs: Sequence[Any]) -> None:
+    empty = ~chosen.any(1)
+    if not empty.any():
+        return
+    text, other = pairs[int(empty.nonzero()[0])]
+    if position == "answer":
+        raise LrtError(f"position='answer': the text {text[:60]!r} has no token where it differs from {other[-60:]!r}")
+    if isinstance(position, Mapping):
+        raise LrtError(f"position={position!r} selects nothing in the text {text[:60]!r}")
+    raise LrtError(f"position={position!r}: the text {text[:60]!r} has too few tokens that are not special")
+
+
+def _means(
+    activations: Float[Tensor, "read position d_model"], chosen: Bool[Tensor, "read position"]
+) -> Float[Tensor, "read d_model"]:
+    """The mean over the chosen positions; what the others have may be infinite."""
+    weights = chosen / chosen.sum(1, keepdim=True)
+    return torch.einsum("rp,rpd->rd", weights, activations.masked_fill(~chosen[..., None], 0))
