@@ -102,17 +102,11 @@ def linear_discriminant(
     return _along(axis, positive, negative)
 
 
-ESTIMATORS: dict[str, Estimator] = {
-    estimator.__name__: estimator
-    for estimator in (mean_difference, pca_of_differences, pca_of_states, logistic_probe, linear_discriminant)
-}
-
-
 def _along(
     axis: Float[Tensor, "d_model"], positive: Float[Tensor, "pair d_model"], negative: Float[Tensor, "pair d_model"]
 ) -> Float[Tensor, "d_model"]:
     """The mean difference projected on an axis; zero where there is no axis."""
-    unit = axis / axis.norm().clamp(min=torch.finfo(axis.dtype).tiny)
+    unit: Tensor = axis / axis.norm().clamp(min=torch.finfo(axis.dtype).tiny)
     return unit * (mean_difference(positive, negative) @ unit)
 
 
