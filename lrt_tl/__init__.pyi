@@ -34,9 +34,11 @@ from .steering.extraction import mean_activation as mean_activation
 from .steering.extraction import mean_difference as mean_difference
 from .steering.extraction import pca_of_differences as pca_of_differences
 from .steering.extraction import pca_of_states as pca_of_states
-from .steering.hooks import SteeringHandle as SteeringHandle
-from .steering.hooks import steered as steered
+from .steering.handle import SteeringHandle as SteeringHandle
+from .steering.handle import steered as steered
+from .steering.probe import Probe as Probe
 from .steering.separation import ExtractionReport as ExtractionReport
+from .steering.steering import Steering as Steering
 from .steering.vector import SteeringVector as SteeringVector
 from .text.documents import read_documents as read_documents
 from .transfer import TransferRun as TransferRun

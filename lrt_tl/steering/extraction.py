@@ -20,6 +20,7 @@ from lrt_tl.steering.separation import report_separation
 from lrt_tl.steering.states import SiteStates, TextPosition, check_text_position, text_states
 from lrt_tl.steering.vector import SteeringVector
 from lrt_tl.text.documents import hash_of, read_documents
+from lrt_tl.text.positions import positions_to_json
 
 _ROUNDING = 1e-6
 """A vector shorter than this fraction of the residual norm is float32 rounding."""
@@ -221,8 +222,11 @@ def _are_several(layer: Any, hook_name: Any) -> bool:
 
 def _reading(position: TextPosition, prepend_bos: bool, chat_template: Any) -> dict[str, Any]:
     """How texts were read, for the provenance."""
-    place = dict(position) if isinstance(position, Mapping) else position
-    return {"position": place, "prepend_bos": prepend_bos, "chat_template": chat_template is not None}
+    return {
+        "position": positions_to_json(position),
+        "prepend_bos": prepend_bos,
+        "chat_template": chat_template is not None,
+    }
 
 
 def _vector(

@@ -13,15 +13,13 @@ from lrt_tl.errors import LrtError
 from lrt_tl.models.calls import call_from_mask
 from lrt_tl.models.capture import capture
 from lrt_tl.models.protocol import HookedModel
-from lrt_tl.steering.hooks import require_at_rest
+from lrt_tl.steering.handle import require_at_rest
 from lrt_tl.text.batches import pad, tokenize
-from lrt_tl.text.positions import check_positions, select
+from lrt_tl.text.reading import TextPosition, check_text_position, reading_weights
 
-TextPosition = Literal["mean", "last", "answer"] | int | Mapping[str, Any]
-"""Where a text's state is read: the mean over its non-special tokens, its last one, or the n-th (from 0; from the end
-if negative); `"answer"`, the last token at which it differs from the other text of its pair, counted from their common
-end, such as the answer's letter; or a selector of the positions language, such as `{"within": "…"}`, whose states are
-averaged."""
+PairPosition = TextPosition | Literal["answer"]
+"""Where a text's state is read: see `text.reading`; or `"answer"`, the last token at which it differs from the other
+text of its pair, counted from their common end, such as the answer's letter."""
 
 
 @dataclass(frozen=True)
@@ -34,19 +32,15 @@ class SiteStates:
     """Median norm over every non-special token of the texts, each text counted once."""
 
 
-def check_text_position(position: object) -> None:
+def check_pair_position(position: object) -> None:
     """Raises:
-    LrtError: not a place in a text; or a selector of what is generated, or a mask, which a given text has not.
+    LrtError: not a place in a text; or a selector of what is generated, or a mask, which given texts have not.
     """
-    if isinstance(position, Mapping):
-        for name in ("generated", "mask"):
-            if _mentions(position, name):
-                raise LrtError(f"position={position!r}: texts are given, so that there is no {name!r} to select")
-        check_positions(position)
-    elif position not in ("mean", "last", "answer") and (not isinstance(position, int) or isinstance(position, bool)):
-        raise LrtError(
-            f"position={position!r}: use 'mean', 'last', 'answer', a number, or a selector such as {{'within': 'text'}}"
-        )
+    for name in ("generated", "mask"):
+        if isinstance(position, Mapping) and _mentions(position, name):
+            raise LrtError(f"position={position!r}: texts are given, and have no {name!r} to select")
+    if position != "answer":
+        check_text_position(position)
 
 
 def text_states(
@@ -54,7 +48,7 @@ def text_states(
     texts: Sequence[str],
     hook_names: Sequence[str],
     *,
-    position: TextPosition = "mean",
+    position: PairPosition = "mean",
     partners: Sequence[str] | None = None,
     batch_size: int = 32,
     prepend_bos: bool = True,
@@ -69,7 +63,7 @@ def text_states(
         LrtError: the model is being steered, a text has nothing at the position or is too long for the model, or an
             activation is not finite.
     """
-    check_text_position(position)
+    check_pair_position(position)
     if position == "answer" and partners is None:
         raise LrtError("position='answer' compares the two texts of a pair, and these texts are in none")
     require_at_rest(model)
@@ -89,14 +83,17 @@ def text_states(
         pairs = [(text, other) for text in batch for other in reads[text]]
         lines = torch.tensor([line for line, text in enumerate(batch) for _ in reads[text]])
         tokens, mask, content = pad(model.tokenizer, [rows[text] for text in batch])
-        chosen = _chosen(position, model.tokenizer, tokens, mask, content)[lines]
         if position == "answer":
-            chosen &= _answers([(rows[text], rows[other]) for text, other in pairs], tokens.shape[1])
-        _require_chosen(chosen, position, pairs)
+            answers = _answers([(rows[text], rows[other]) for text, other in pairs], tokens.shape[1])
+            weights = (answers & content[lines]).float()
+        else:
+            call = call_from_mask(mask, n_positions=mask.shape[1], tokens=tokens)
+            weights = reading_weights(position, call, content, model.tokenizer)
+        _require_chosen(weights, position, pairs)
         places = [wanted[pair] for pair in pairs]
         for name, activations in capture(model, tokens, mask, list(states)).items():
             at = activations if len(lines) == len(batch) else activations[lines.to(activations.device)]
-            states[name][places] = _means(at, chosen.to(at.device)).cpu()
+            states[name][places] = _means(at, weights.to(at.device)).cpu()
             norms[name].append(activations[content.to(at.device)].norm(dim=-1).cpu())
     for name, found in states.items():
         if not torch.isfinite(found).all():
@@ -109,11 +106,8 @@ def text_states(
 def _mentions(position: object, name: str) -> bool:
     """Whether a selector, or one within it, is of that name."""
     if isinstance(position, Mapping):
-        return name in position or any(_mentions(part, name) for key, part in position.items() if key in _NESTING)
+        return name in position or any(_mentions(position.get(key), name) for key in ("not", "prompt"))
     return position == name
-
-
-_NESTING = ("not", "prompt")
 
 
 def _require_room(rows: Mapping[str, Sequence[int]], model: HookedModel) -> None:
@@ -123,20 +117,6 @@ def _require_room(rows: Mapping[str, Sequence[int]], model: HookedModel) -> None
             f"a contrast text has {len(rows[longest])} tokens, {model.cfg.model_name} reads {model.cfg.n_ctx}: shorten "
             f"{longest[:60]!r}"
         )
-
-
-def _chosen(
-    position: TextPosition, tokenizer: Any, tokens: Tensor, mask: Tensor, content: Tensor
-) -> Bool[Tensor, "row position"]:
-    """The positions whose states are averaged; of `"answer"`, those at which it can be."""
-    if isinstance(position, Mapping):
-        return select(position, call_from_mask(mask, n_positions=mask.shape[1], tokens=tokens), tokenizer)
-    if position in ("mean", "answer"):
-        return content
-    place = content.long().cumsum(1) - 1  # of each non-special token among those of its row
-    number = -1 if position == "last" else int(position)
-    wanted = content.sum(1, keepdim=True) + number if number < 0 else torch.tensor(number)
-    return content & (place == wanted)
 
 
 def _answers(rows: Sequence[tuple[Sequence[int], Sequence[int]]], width: int) -> Bool[Tensor, "read position"]:
@@ -150,21 +130,20 @@ def _answers(rows: Sequence[tuple[Sequence[int], Sequence[int]]], width: int) ->
     return answers
 
 
-def _require_chosen(chosen: Bool[Tensor, "read position"], position: TextPosition, pairs: Sequence[Any]) -> None:
-    empty = ~chosen.any(1)
+def _require_chosen(weights: Float[Tensor, "read position"], position: PairPosition, pairs: Sequence[Any]) -> None:
+    empty = ~weights.any(1)
     if not empty.any():
         return
     text, other = pairs[int(empty.nonzero()[0])]
     if position == "answer":
-        raise LrtError(f"position='answer': the text {text[:60]!r} has no token where it differs from {other[-60:]!r}")
+        raise LrtError(f"position='answer': the text {text[:60]!r} has no token where it differs from {other[:60]!r}")
     if isinstance(position, Mapping):
         raise LrtError(f"position={position!r} selects nothing in the text {text[:60]!r}")
     raise LrtError(f"position={position!r}: the text {text[:60]!r} has too few tokens that are not special")
 
 
 def _means(
-    activations: Float[Tensor, "read position d_model"], chosen: Bool[Tensor, "read position"]
+    activations: Float[Tensor, "read position d_model"], weights: Float[Tensor, "read position"]
 ) -> Float[Tensor, "read d_model"]:
-    """The mean over the chosen positions; what the others have may be infinite."""
-    weights = chosen / chosen.sum(1, keepdim=True)
-    return torch.einsum("rp,rpd->rd", weights, activations.masked_fill(~chosen[..., None], 0))
+    """The weighted mean over positions; what those of weight zero have may be infinite."""
+    return torch.einsum("rp,rpd->rd", weights, activations.masked_fill(weights[..., None] == 0, 0))
