@@ -26,7 +26,7 @@ from lrt_tl.models.identity import describe_sites
 from lrt_tl.models.protocol import HookedModel
 from lrt_tl.steering.contrast import read_contrast_pairs
 from lrt_tl.steering.extraction import mean_difference
-from lrt_tl.steering.states import TextPosition
+from lrt_tl.steering.states import PairPosition
 from lrt_tl.steering.vector import SteeringVector
 from lrt_tl.storyworld.named import default_documents, named_behavior, named_contrast_pairs, named_documents
 from lrt_tl.text.batches import Layout
@@ -124,7 +124,7 @@ def transfer(
     hook_names: tuple[str | Sequence[str], str] | None = None,
     method: Method = "whitened",
     select_layers: bool = False,
-    position: TextPosition = "mean",
+    position: PairPosition = "mean",
     coefficients: Sequence[float] = COEFFICIENTS,
     n_draws: int = N_DRAWS,
     batch_size: int = 16,

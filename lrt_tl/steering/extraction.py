@@ -17,7 +17,7 @@ from lrt_tl.steering import estimators
 from lrt_tl.steering.contrast import ContrastPair, data_hash, read_contrast_pairs
 from lrt_tl.steering.estimators import Estimator
 from lrt_tl.steering.separation import report_separation
-from lrt_tl.steering.states import SiteStates, TextPosition, check_text_position, text_states
+from lrt_tl.steering.states import PairPosition, SiteStates, check_pair_position, text_states
 from lrt_tl.steering.vector import SteeringVector
 from lrt_tl.text.documents import hash_of, read_documents
 from lrt_tl.text.positions import positions_to_json
@@ -29,7 +29,7 @@ _ARGUMENTS = """
 Args:
     contrast_pairs: whatever `read_contrast_pairs` takes.
     layer: the residual stream after this block, or these; or `hook_name`, one or several.
-    position: where each text's state is read: see `TextPosition`. The mean over tokens transfers far better than the
+    position: where each text's state is read: see `PairPosition`. The mean over tokens transfers far better than the
         last token where the texts do not end alike.
     batch_size: texts in a forward pass.
     chat_template: a tokenizer with a chat template, through which all texts are read: see `read_contrast_pairs`.
@@ -75,12 +75,12 @@ def _from_pairs(estimator: Estimator) -> Extraction:
         *,
         layer: int | Sequence[int] | None = None,
         hook_name: str | Sequence[str] | None = None,
-        position: TextPosition = "mean",
+        position: PairPosition = "mean",
         batch_size: int = 32,
         prepend_bos: bool = True,
         chat_template: Any = None,
     ) -> SteeringVector | list[SteeringVector]:
-        check_text_position(position)
+        check_pair_position(position)
         sites = _sites(model, layer, hook_name)
         pairs = read_contrast_pairs(contrast_pairs, chat_template=chat_template)
         positive, negative = [pair.positive for pair in pairs], [pair.negative for pair in pairs]
@@ -126,7 +126,7 @@ def mean_activation(
     *,
     layer: int | Sequence[int] | None = None,
     hook_name: str | Sequence[str] | None = None,
-    position: TextPosition = "mean",
+    position: PairPosition = "mean",
     batch_size: int = 32,
     prepend_bos: bool = True,
     chat_template: Any = None,
@@ -136,7 +136,7 @@ def mean_activation(
     Args:
         texts: whatever `read_documents` takes. All are held in memory, and each must fit into one forward pass.
         layer: the residual stream after this block, or these; or `hook_name`, one or several.
-        position: where each text's state is read: see `TextPosition`; not `"answer"`, which takes pairs.
+        position: where each text's state is read: see `PairPosition`; not `"answer"`, which takes pairs.
         batch_size: texts in a forward pass.
         chat_template: a tokenizer with a chat template, through which the texts are read.
 
@@ -148,7 +148,7 @@ def mean_activation(
         LrtError: bad texts, one with nothing at the position or too long for the model, or an activation that is not
             finite.
     """
-    check_text_position(position)
+    check_pair_position(position)
     sites = _sites(model, layer, hook_name)
     read = [document.text for document in read_documents(texts, chat_template=chat_template)]
     names = [site.hook_name for site in sites]
@@ -220,7 +220,7 @@ def _are_several(layer: Any, hook_name: Any) -> bool:
     return any(isinstance(place, Sequence) and not isinstance(place, str) for place in (layer, hook_name))
 
 
-def _reading(position: TextPosition, prepend_bos: bool, chat_template: Any) -> dict[str, Any]:
+def _reading(position: PairPosition, prepend_bos: bool, chat_template: Any) -> dict[str, Any]:
     """How texts were read, for the provenance."""
     return {
         "position": positions_to_json(position),

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -20,6 +20,10 @@ from lrt_tl.text.reading import TextPosition, check_text_position, reading_weigh
 PairPosition = TextPosition | Literal["answer"]
 """Where a text's state is read: see `text.reading`; or `"answer"`, the last token at which it differs from the other
 text of its pair, counted from their common end, such as the answer's letter."""
+
+
+_Asked = tuple[str, str]
+"""A text, and the other one of its pair where that decides the position, or else itself."""
 
 
 @dataclass(frozen=True)
@@ -68,39 +72,56 @@ def text_states(
         raise LrtError("position='answer' compares the two texts of a pair, and these texts are in none")
     require_at_rest(model)
     others = partners if position == "answer" and partners is not None else texts
-    wanted = {read: number for number, read in enumerate(dict.fromkeys(zip(texts, others, strict=True)))}
-    unique = list(dict.fromkeys(texts))
-    rows = dict(zip(unique, tokenize(model.tokenizer, unique, prepend_bos=prepend_bos), strict=True))
+    asked = list(zip(texts, others, strict=True))
+    place = {read: number for number, read in enumerate(dict.fromkeys(asked))}
+    reads: dict[str, list[_Asked]] = {}
+    for read in place:
+        reads.setdefault(read[0], []).append(read)
+    rows = dict(zip(reads, tokenize(model.tokenizer, list(reads), prepend_bos=prepend_bos), strict=True))
     _require_room(rows, model)
-    reads: dict[str, list[str]] = {}
-    for text, other in wanted:
-        reads.setdefault(text, []).append(other)
-    states = {name: torch.empty(len(wanted), model.cfg.d_model) for name in hook_names}
+    states = {name: torch.empty(len(place), model.cfg.d_model) for name in hook_names}
     norms: dict[str, list[Tensor]] = {name: [] for name in states}
-    order = sorted(unique, key=lambda text: len(rows[text]))
+    order = sorted(reads, key=lambda text: len(rows[text]))
     for start in tqdm(range(0, len(order), batch_size), desc="extract", unit=" batches", leave=False):
         batch = order[start : start + batch_size]
-        pairs = [(text, other) for text in batch for other in reads[text]]
-        lines = torch.tensor([line for line, text in enumerate(batch) for _ in reads[text]])
-        tokens, mask, content = pad(model.tokenizer, [rows[text] for text in batch])
-        if position == "answer":
-            answers = _answers([(rows[text], rows[other]) for text, other in pairs], tokens.shape[1])
-            weights = (answers & content[lines]).float()
-        else:
-            call = call_from_mask(mask, n_positions=mask.shape[1], tokens=tokens)
-            weights = reading_weights(position, call, content, model.tokenizer)
-        _require_chosen(weights, position, pairs)
-        places = [wanted[pair] for pair in pairs]
-        for name, activations in capture(model, tokens, mask, list(states)).items():
-            at = activations if len(lines) == len(batch) else activations[lines.to(activations.device)]
-            states[name][places] = _means(at, weights.to(at.device)).cpu()
-            norms[name].append(activations[content.to(at.device)].norm(dim=-1).cpu())
+        chosen = [read for text in batch for read in reads[text]]
+        places = [place[read] for read in chosen]
+        for name, (found, lengths) in _read(model, batch, chosen, rows, list(states), position).items():
+            states[name][places] = found
+            norms[name].append(lengths)
     for name, found in states.items():
-        if not torch.isfinite(found).all():
-            text, _ = list(wanted)[int((~torch.isfinite(found).all(1)).nonzero()[0])]
-            raise LrtError(f"{name}: an activation is NaN or infinite on the text {text[:60]!r}")
-    index = [wanted[read] for read in zip(texts, others, strict=True)]
+        _require_finite(found, list(place), name)
+    index = [place[read] for read in asked]
     return {name: SiteStates(found[index], float(torch.cat(norms[name]).median())) for name, found in states.items()}
+
+
+def _read(
+    model: HookedModel,
+    texts: Sequence[str],
+    reads: Sequence[_Asked],
+    rows: Mapping[str, list[int]],
+    hook_names: Sequence[str],
+    position: PairPosition,
+) -> dict[str, tuple[Float[Tensor, "read d_model"], Float[Tensor, "token"]]]:
+    """A forward pass over texts: by hook name, the state of each read, and the norms at all tokens that are not
+    special."""
+    tokens, mask, content = pad(model.tokenizer, [rows[text] for text in texts])
+    if position == "answer":
+        lines = torch.tensor([texts.index(text) for text, _ in reads])
+        answers = _answers([(rows[text], rows[other]) for text, other in reads], tokens.shape[1])
+        weights = (answers & content[lines]).float()
+    else:
+        lines = torch.arange(len(texts))
+        call = call_from_mask(mask, n_positions=mask.shape[1], tokens=tokens)
+        weights = reading_weights(position, call, content, model.tokenizer)
+    _require_chosen(weights, position, reads)
+    found = {}
+    for name, activations in capture(model, tokens, mask, hook_names).items():
+        device = activations.device
+        of_reads = activations if len(lines) == len(texts) else activations[lines.to(device)]
+        lengths = activations[content.to(device)].norm(dim=-1)
+        found[name] = _means(of_reads, weights.to(device)).cpu(), lengths.cpu()
+    return found
 
 
 def _mentions(position: object, name: str) -> bool:
@@ -130,16 +151,23 @@ def _answers(rows: Sequence[tuple[Sequence[int], Sequence[int]]], width: int) ->
     return answers
 
 
-def _require_chosen(weights: Float[Tensor, "read position"], position: PairPosition, pairs: Sequence[Any]) -> None:
+def _require_chosen(weights: Float[Tensor, "read position"], position: PairPosition, reads: Sequence[_Asked]) -> None:
     empty = ~weights.any(1)
     if not empty.any():
         return
-    text, other = pairs[int(empty.nonzero()[0])]
+    text, other = reads[int(empty.nonzero()[0])]
     if position == "answer":
         raise LrtError(f"position='answer': the text {text[:60]!r} has no token where it differs from {other[:60]!r}")
     if isinstance(position, Mapping):
         raise LrtError(f"position={position!r} selects nothing in the text {text[:60]!r}")
     raise LrtError(f"position={position!r}: the text {text[:60]!r} has too few tokens that are not special")
+
+
+def _require_finite(states: Float[Tensor, "read d_model"], reads: Sequence[_Asked], hook_name: str) -> None:
+    finite = torch.isfinite(states).all(1)
+    if not finite.all():
+        text, _ = reads[int((~finite).nonzero()[0])]
+        raise LrtError(f"{hook_name}: an activation is NaN or infinite on the text {text[:60]!r}")
 
 
 def _means(
