@@ -297,7 +297,7 @@ def test_a_transfer_from_several_layers_saves_a_vector_of_each(
         ({"--coefficients": "1,two"}, "not a list of numbers"),
         ({"--source": "./nowhere"}, "is not a folder"),
         ({"--documents": "documents.doc"}, "documents are read from"),
-        ({"--position": "middle"}, "use mean, last, or a number"),
+        ({"--position": "middle"}, "use mean, last, answer, a number, or JSON"),
     ],
 )
 def test_what_the_command_line_refuses(

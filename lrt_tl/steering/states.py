@@ -15,6 +15,7 @@ from lrt_tl.models.capture import capture
 from lrt_tl.models.protocol import HookedModel
 from lrt_tl.steering.handle import require_at_rest
 from lrt_tl.text.batches import pad, tokenize
+from lrt_tl.text.positions import check_positions
 from lrt_tl.text.reading import TextPosition, check_text_position, reading_weights
 
 PairPosition = TextPosition | Literal["answer"]
@@ -38,13 +39,23 @@ class SiteStates:
 
 def check_pair_position(position: object) -> None:
     """Raises:
-    LrtError: not a place in a text; or a selector of what is generated, or a mask, which given texts have not.
+    LrtError: not a place in a text, nor a selector of given texts.
+    """
+    if isinstance(position, Mapping):
+        check_given_texts(position)
+    elif position != "answer":
+        check_text_position(position)
+
+
+def check_given_texts(positions: object) -> None:
+    """Raises:
+    LrtError: no selector of positions; or one of what is generated, or a mask, which texts that are given, and come in
+        batches, have not.
     """
     for name in ("generated", "mask"):
-        if isinstance(position, Mapping) and _mentions(position, name):
-            raise LrtError(f"position={position!r}: texts are given, and have no {name!r} to select")
-    if position != "answer":
-        check_text_position(position)
+        if _mentions(positions, name):
+            raise LrtError(f"positions={positions!r}: texts are given, and have no {name!r} to select")
+    check_positions(positions)
 
 
 def text_states(

@@ -154,7 +154,7 @@ def test_a_prompt_and_its_answers_without_a_template_are_joined_by_a_space() -> 
 def test_what_a_template_cannot_make_of_pairs(tokenizer: Any) -> None:
     with pytest.raises(LrtError, match="pair 0: the positive side: messages need a chat template"):
         read_contrast_pairs([MESSAGES])
-    with pytest.raises(LrtError, match="pair 0: the positive side is \\[.*; both sides must be text"):
+    with pytest.raises(LrtError, match=r"pair 0: the positive side is \[.*; both sides must be text"):
         read_contrast_pairs([{**MESSAGES, "prompt": "so"}], chat_template=tokenizer)
     with pytest.raises(LrtError, match="pair 0: the prompt is ' '; it must be text"):
         read_contrast_pairs([{**QUESTION, "prompt": " "}], chat_template=tokenizer)
