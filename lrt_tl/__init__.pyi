@@ -27,10 +27,17 @@ from .evaluation.samples import sample_texts as sample_texts
 from .models.loading import load_model as load_model
 from .steering.contrast import ContrastPair as ContrastPair
 from .steering.contrast import read_contrast_pairs as read_contrast_pairs
+from .steering.extraction import from_directions as from_directions
+from .steering.extraction import linear_discriminant as linear_discriminant
+from .steering.extraction import logistic_probe as logistic_probe
+from .steering.extraction import mean_activation as mean_activation
 from .steering.extraction import mean_difference as mean_difference
+from .steering.extraction import pca_of_differences as pca_of_differences
+from .steering.extraction import pca_of_states as pca_of_states
 from .steering.handle import SteeringHandle as SteeringHandle
 from .steering.handle import steered as steered
 from .steering.probe import Probe as Probe
+from .steering.separation import ExtractionReport as ExtractionReport
 from .steering.steering import Steering as Steering
 from .steering.vector import SteeringVector as SteeringVector
 from .text.documents import read_documents as read_documents
