@@ -28,7 +28,6 @@ import lrt_tl as lrt
 from lrt_tl.models.identity import site_of
 from lrt_tl.tables import print_table
 
-
 _THEIRS = """
 import json, sys, time, torch
 from steering_vectors import SteeringVector

@@ -202,9 +202,9 @@ def transfer(
             seed=seed,
         )
         strength = min(coefficient for coefficient in coefficients if coefficient > 0)
-        steering = {"plain": None, "native": (native, strength)}
+        steering = {"plain": None, "native": native.add(strength)}
         equal = transferred.scaled_to(native.norm)
-        steering |= {"transferred": (equal, strength), "transferred, reversed": (equal, -strength)}
+        steering |= {"transferred": equal.add(strength), "transferred, reversed": equal.add(-strength)}
         samples = sample_texts(target, behavior.prompts[:_SAMPLE_PROMPTS], steering, prepend_bos=prepend_bos, seed=seed)
         behaviors.append(BehaviorTransfer(tuple(vectors), transferred, native, result, samples, strength))
     options: dict[str, Any] = {

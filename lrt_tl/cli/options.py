@@ -136,6 +136,17 @@ def position_of(position: str) -> Any:
         ) from error
 
 
+def selector_of(positions: str) -> Any:
+    if positions in ("all", "prompt", "generated"):
+        return positions
+    try:
+        return json.loads(positions)
+    except ValueError as error:
+        raise LrtError(
+            f"""--positions {positions!r}: use all, prompt, generated, or JSON such as '{{"last": 1}}'"""
+        ) from error
+
+
 def numbers_of(text: str) -> list[float]:
     try:
         return [float(part) for part in text.split(",")]

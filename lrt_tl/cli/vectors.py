@@ -18,6 +18,7 @@ from lrt_tl.cli.options import (
     Seed,
     load,
     position_of,
+    selector_of,
 )
 from lrt_tl.tables import print_columns, print_table
 
@@ -91,8 +92,17 @@ def steer(
     prompt: Annotated[list[str], typer.Option(help="What to continue; repeat it for several.")],
     coefficient: Annotated[float, typer.Option(help="In units of --scale.")] = 1.0,
     scale: Annotated[
-        Literal["vector", "residual"], typer.Option(help="The unit: the vector, or the residual stream's median norm.")
+        Literal["vector", "unit", "residual"],
+        typer.Option(help="The unit: the vector, the vector at length 1, or the residual stream's median norm."),
     ] = "vector",
+    operator: Annotated[
+        Literal["add", "rotate", "ablate", "clamp"],
+        typer.Option(help="Add; add and keep the norm; take the component away; or make it --value."),
+    ] = "add",
+    value: Annotated[float | None, typer.Option(help="Of a clamp, in the residual stream's units.")] = None,
+    positions: Annotated[
+        str, typer.Option(help="""Where: all, prompt, generated, or JSON such as '{"prompt": {"last": 1}}'.""")
+    ] = "all",
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 30,
     temperature: Annotated[float, typer.Option(min=0, help="0 takes the likeliest token.")] = 0.8,
     model_class: ModelClassOption = "bridge",
@@ -106,16 +116,17 @@ def steer(
     from lrt_tl.evaluation.samples import sample_texts
     from lrt_tl.steering.vector import SteeringVector
 
-    steering = SteeringVector.load(vector)
-    strength = steering.strength(coefficient, scale=scale)
+    steering = SteeringVector.load(vector).operate(
+        operator, coefficient, value=value, scale=scale, positions=selector_of(positions)
+    )
     loaded = load(model, model_class, processed, device, dtype)
     rows = sample_texts(
         loaded,
         prompt,
-        {"plain": None, "steered": (steering, strength)},
+        {"plain": None, "steered": steering},
         max_new_tokens=max_new_tokens,
         temperature=temperature,
         prepend_bos=prepend_bos,
         seed=seed,
     )
-    print_columns(f"coefficient {coefficient:g} ({scale})", rows)
+    print_columns(repr(steering), rows)

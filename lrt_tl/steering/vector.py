@@ -97,7 +97,7 @@ class SteeringVector:
         Raises:
             LrtError: the coefficient is not finite, the scale is unknown or not known here, or the positions cannot be.
         """
-        return self._step("add", self.strength(coefficient, scale=scale), positions=positions, when=when)
+        return self.operate("add", coefficient, scale=scale, positions=positions, when=when)
 
     def rotate(
         self,
@@ -108,18 +108,41 @@ class SteeringVector:
         when: Probe | None = None,
     ) -> Steering:
         """Add, and give each state back the norm that it had. Arguments and refusals are those of `add`."""
-        return self._step("rotate", self.strength(coefficient, scale=scale), positions=positions, when=when)
+        return self.operate("rotate", coefficient, scale=scale, positions=positions, when=when)
 
     def ablate(self, coefficient: float = 1.0, *, positions: Positions = "all", when: Probe | None = None) -> Steering:
         """Take the component along the vector away, or that share of it (Arditi et al. 2024, arXiv 2406.11717)."""
-        return self._step("ablate", coefficient, positions=positions, when=when)
+        return self.operate("ablate", coefficient, positions=positions, when=when)
 
     def clamp(
         self, value: float, coefficient: float = 1.0, *, positions: Positions = "all", when: Probe | None = None
     ) -> Steering:
         """Make the component along the unit vector `value`, in the residual stream's units, or go that share of the
         way."""
-        return self._step("clamp", coefficient, value=value, positions=positions, when=when)
+        return self.operate("clamp", coefficient, value=value, positions=positions, when=when)
+
+    def operate(
+        self,
+        operator: Operator,
+        coefficient: float = 1.0,
+        *,
+        value: float | None = None,
+        scale: Scale = "vector",
+        positions: Positions = "all",
+        when: Probe | None = None,
+    ) -> Steering:
+        """The operator of that name: see `steering.operators`.
+
+        Raises:
+            LrtError: as of `add`; a value without a clamp, or the other way round; or a scale with an operator whose
+                coefficient is a share.
+        """
+        if operator in ("add", "rotate"):
+            coefficient = self.strength(coefficient, scale=scale)
+        elif scale != "vector":
+            raise LrtError(f"scale={scale!r}: the coefficient of {operator} is a share, and has no unit")
+        options: dict[str, Any] = {"positions": positions, "when": when, "provenance": self.provenance}
+        return Steering((Step(operator, self.direction, self.site, coefficient, value, **options),))
 
     def apply(
         self,
@@ -189,10 +212,6 @@ class SteeringVector:
         LrtError: the model lacks the vector's hook point, or does not let the residual stream be changed there.
         """
         self.add().check_model(model)
-
-    def _step(self, operator: Operator, coefficient: float, **options: Any) -> Steering:
-        step = Step(operator, self.direction, self.site, coefficient, provenance=self.provenance, **options)
-        return Steering((step,))
 
     def save(self, folder: str | Path) -> Path:
         """Write the vector to a new folder: `config.json`, `tensors.safetensors`, `README.md`.
