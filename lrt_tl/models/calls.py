@@ -33,10 +33,13 @@ class Text:
         prompt_columns: leading columns that are the prompt, padding included.
         tokens: of all columns so far `[row, column]`, where they are known.
         known: whatever was found out about the prompt once, such as where a substring ends in each row.
+        from_its_start: False where the first pass that was seen went on from a KV cache, so that what is the prompt is
+            a guess.
     """
 
     prompt_columns: int
     tokens: Tensor | None = None
+    from_its_start: bool = True
     known: dict[Any, Any] = field(default_factory=dict)
 
     def extend(self, tokens: Tensor | None, *, past: int) -> None:
@@ -157,6 +160,8 @@ class CallWatcher:
     def __init__(self, model: HookedModel) -> None:
         self.paused = False
         """Whether hooks that ask this watcher are to do nothing: see `at_rest`."""
+        self.measuring = False
+        """Whether the passes are not the user's own: see `as_continuation`."""
         self._users = 0
         self._generate_depth = 0
         self._text: Text | None = None
@@ -195,15 +200,22 @@ class CallWatcher:
 
     @contextmanager
     def as_continuation(self, prompt_columns: int) -> Iterator[None]:
-        """Forward passes inside are of one text whose prompt has that many columns."""
-        with _Generation(self, Text(prompt_columns)):
-            yield
+        """Forward passes inside are of one text whose prompt has that many columns, and are nobody's to count."""
+        before, self.measuring = self.measuring, True
+        try:
+            with _Generation(self, Text(prompt_columns)):
+                yield
+        finally:
+            self.measuring = before
 
     def acquire(self) -> "CallWatcher":
         self._users += 1
         if self._users == 1:
             self._watch_forward()
-            self._watch_generate()
+            self._replace("__deepcopy__", _refuse_copy)
+            for name in _GENERATE:
+                if hasattr(self._model, name):
+                    self._replace(name, self._watched(getattr(self._model, name)))
         return self
 
     def release(self) -> None:
@@ -219,12 +231,23 @@ class CallWatcher:
             self._before(inner, self._note_huggingface)
             self._undo.append(inner.register_forward_hook(self._note_cache).remove)
             return
+        self._replace("forward", self._from_first_block(self._model.forward))  # type: ignore[attr-defined]
         self._before(self._model.embed, self._note_embedding)  # type: ignore[attr-defined]
         for layer, block in enumerate(self._model.blocks):
             self._before(block, functools.partial(self._note_block, layer))
 
     def _before(self, module: Any, note: Callable[..., None]) -> None:
         self._undo.append(module.register_forward_pre_hook(note, with_kwargs=True).remove)
+
+    def _from_first_block(self, forward: Callable[..., Any]) -> Callable[..., Any]:
+        """Whatever block a pass begins with is its first, also where the pass before it has stopped just there."""
+
+        @functools.wraps(forward)
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            self._next_block = 0
+            return forward(*args, **kwargs)
+
+        return watched
 
     def _note_embedding(self, _: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._embedded.append(args[0] if args else kwargs["tokens"])
@@ -257,7 +280,7 @@ class CallWatcher:
 
     def _note_cache(self, _: Any, args: tuple[Any, ...], output: Any) -> None:
         """A Hugging Face model makes the cache itself, if it is given none."""
-        self._cache = getattr(output, "past_key_values", None)
+        self._cache = getattr(output, "past_key_values", self._cache)
 
     def _note(self, inputs: Tensor, tokens: Tensor | None, past: int, cache: Any, kwargs: dict[str, Any]) -> None:
         rows, n_positions = inputs.shape[:2]
@@ -268,7 +291,8 @@ class CallWatcher:
             mask = None
         self._seen, self._call = (rows, n_positions, past, mask), None
         if not self._continues(past, cache):
-            self._text = Text(past if past and not self._generate_depth else past + n_positions)
+            goes_on = past > 0 and not self._generate_depth
+            self._text = Text(past if goes_on else past + n_positions, from_its_start=not goes_on)
         assert self._text is not None
         self._text.extend(tokens, past=past)
         self._cache = cache
@@ -281,16 +305,14 @@ class CallWatcher:
             return True
         return past > 0 and self._cache is cache
 
-    def _watch_generate(self) -> None:
-        for name in _GENERATE:
-            if hasattr(self._model, name):
-                before = vars(self._model).get(name)  # what somebody else has put in the place of the method
-                setattr(self._model, name, self._watched(getattr(self._model, name)))
-                self._undo.append(functools.partial(self._restore, name, before))
+    def _replace(self, name: str, method: Callable[..., Any]) -> None:
+        before = vars(self._model).get(name)  # what somebody else has put in the place of the method
+        setattr(self._model, name, method)
+        self._undo.append(functools.partial(self._restore, name, before))
 
     def _restore(self, name: str, before: Any) -> None:
         if before is None:
-            delattr(self._model, name)
+            vars(self._model).pop(name, None)
         else:
             setattr(self._model, name, before)
 
@@ -338,6 +360,13 @@ class _Generation:
         now = (watcher._text, watcher._cache, watcher._embedded)
         watcher._text, watcher._cache, watcher._embedded = self._state
         self._state = now
+
+
+def _refuse_copy(_: object) -> None:
+    raise LrtError(
+        "a model that is being steered cannot be copied, for the steering of the copy would look at the calls of the "
+        "original: take it off first, with for handle in lrt_tl.steered(model): handle.remove()"
+    )
 
 
 _watchers: "WeakKeyDictionary[Any, CallWatcher]" = WeakKeyDictionary()

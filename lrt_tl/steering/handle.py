@@ -21,11 +21,12 @@ class SteeringHandle:
     def __init__(self, model: HookedModel, steps: Sequence[Step], *, log: bool = False) -> None:
         self.steps = tuple(steps)
         self.calls = 0
-        """Forward passes that reached the first hook point."""
+        """Forward passes that reached a step."""
         self.log = SteeringLog(self.steps) if log else None
         """What was done in each call, where that was asked for."""
         self._changes: list[Tensor | int] = []
         self._text: Text | None = None
+        self._call: Call | None = None
         self._columns: list[tuple[Call, Tensor | None, bool]] = []
         self._model = model
         self._watcher: CallWatcher | None = watch(model)
@@ -42,8 +43,11 @@ class SteeringHandle:
         watcher = self._watcher
         return None if watcher is None or watcher.paused else watcher.current(activation)
 
-    def _note(self, step: Step, call: Call, selected: Tensor | None, before: Tensor, after: Tensor | None) -> None:
-        if step is self.steps[0]:
+    def _note(self, step: int, call: Call, selected: Tensor | None, before: Tensor, after: Tensor | None) -> None:
+        if self._watcher is None or self._watcher.measuring:
+            return
+        if call is not self._call:
+            self._call = call
             self.calls += 1
         if call.text is not self._text:
             self._text, self._columns = call.text, []

@@ -18,9 +18,9 @@ from lrt_tl.text.reading import reading_weights
 
 CallOf = Callable[[Tensor], Call | None]
 """The call that an activation `[row, position, d_model]` is part of; None where nothing is to be done."""
-OnChange = Callable[[Step, Call, Tensor | None, Tensor, Tensor | None], None]
-"""Told of each step of each call: the columns `[row, position]` that it changes (None: all of them), and the states
-before and after (None: nothing was changed)."""
+OnChange = Callable[[int, Call, Tensor | None, Tensor, Tensor | None], None]
+"""Told of each step, by its number, of each call: the columns `[row, position]` that it changes (None: all of them),
+and the states before and after (None: nothing was changed)."""
 
 
 def steering_hooks(
@@ -32,10 +32,14 @@ def steering_hooks(
     """
     probes = dict.fromkeys(step.when for step in steps if step.when is not None)
     readers = [(probe.site.hook_name, _reading_hook(probe, call_of, tokenizer)) for probe in probes]
-    return [*readers, *((step.site.hook_name, _step_hook(step, call_of, tokenizer, on_change)) for step in steps)]
+    writers = [
+        (step.site.hook_name, _step_hook(step, number, call_of, tokenizer, on_change))
+        for number, step in enumerate(steps)
+    ]
+    return readers + writers
 
 
-def _step_hook(step: Step, call_of: CallOf, tokenizer: Any, on_change: OnChange | None) -> Hook:
+def _step_hook(step: Step, number: int, call_of: CallOf, tokenizer: Any, on_change: OnChange | None) -> Hook:
     edit = edit_of(step)
 
     def steer(activation: Tensor, hook: object) -> Tensor | None:
@@ -49,7 +53,7 @@ def _step_hook(step: Step, call_of: CallOf, tokenizer: Any, on_change: OnChange 
             selected = selected.to(activation.device)
             steered = torch.where(selected[..., None], steered, activation)
         if on_change is not None:
-            on_change(step, call, selected, activation, steered)
+            on_change(number, call, selected, activation, steered)
         return steered
 
     return steer

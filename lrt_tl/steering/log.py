@@ -57,38 +57,38 @@ class SteeringLog:
         self.kl: dict[int, float] = {}
         self._steps = tuple(steps)
         self._calls = 0
+        self._call: Call | None = None
         self._sampled: list[_Sampled] = []
 
     @torch.no_grad()
-    def note(self, step: Step, call: Call, selected: Tensor | None, before: Tensor, after: Tensor | None) -> None:
-        """Add what one step did in one call."""
-        number = next(index for index, each in enumerate(self._steps) if each is step)
-        if number == 0:
+    def note(self, step: int, call: Call, selected: Tensor | None, before: Tensor, after: Tensor | None) -> None:
+        """Add what one step, given by its number, did in one call."""
+        if call is not self._call:
+            self._call = call
             self._calls += 1
             if self._calls & (self._calls - 1) == 0 and (whole := call.whole()) is not None:
                 self._sampled.append(_Sampled(self._calls, *whole, call.prompt_columns))
         chosen = call.mask if selected is None else selected
         if after is None or not chosen.any():
-            self.entries.append(LogEntry(self._calls, number, ((),) * call.rows, None, None))
+            self.entries.append(LogEntry(self._calls, step, ((),) * call.rows, None, None))
             return
         positions = tuple(
             tuple(index[row].tolist()) for index, row in zip(call.index, chosen.to(call.index.device), strict=True)
         )
-        projections = (_projection(states[chosen.to(states.device)], step.direction) for states in (before, after))
-        self.entries.append(LogEntry(self._calls, number, positions, *projections))
+        direction = self._steps[step].direction
+        projections = (_projection(states[chosen.to(states.device)], direction) for states in (before, after))
+        self.entries.append(LogEntry(self._calls, step, positions, *projections))
 
     @torch.no_grad()
     def measure(self, model: HookedModel, watcher: CallWatcher) -> None:
         """Run the sampled calls again, without the steering and with it."""
-        sampled, self._sampled = self._sampled, []
-        kept = list(self.entries), self._calls
-        for each in sampled:
-            with watcher.at_rest():
-                plain = _last_log_probabilities(model, each)
+        for each in self._sampled:
             with watcher.as_continuation(each.prompt_columns):
                 steered = _last_log_probabilities(model, each)
+                with watcher.at_rest():
+                    plain = _last_log_probabilities(model, each)
             self.kl[each.call] = float((plain.exp() * (plain - steered)).sum(-1).mean())
-        (self.entries, self._calls), self._sampled = kept, []
+        self._sampled = []
 
     def rows(self) -> list[Mapping[str, str]]:
         """The entries for a table."""

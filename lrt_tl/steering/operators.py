@@ -43,8 +43,8 @@ class Step:
         provenance: how the direction was made.
 
     Raises:
-        LrtError: the direction is zero, not finite or not of the site's width; the coefficient is not finite; positions
-            or value cannot be; the reader does not notice the direction.
+        LrtError: the direction is no direction (see `check_direction`); the coefficient is not finite; positions or
+            value cannot be; the reader is of another width, or does not notice the direction.
     """
 
     operator: Operator
@@ -68,6 +68,8 @@ class Step:
         if (self.value is None) == (self.operator == "clamp") or (self.reads and self.operator != "clamp"):
             raise LrtError(f"{self.operator} with value={self.value}: a clamp needs a value, and nothing else has one")
         check_positions(self.positions)
+        if self.reads is not None and self.reads.weight.shape != self.direction.shape:
+            raise LrtError(f"the clamp's reader has {len(self.reads.weight)} dimensions, not those of {self.site}")
         if self.reads is not None and abs(self._gain()) < 1e-6 * float(self.reads.weight.norm() * self.norm):
             raise LrtError("the clamp's reader does not notice its direction: no step along it reaches the value")
 
@@ -98,8 +100,13 @@ class Step:
 
 def check_direction(direction: Tensor, site: Site) -> None:
     """Raises:
-    LrtError: the direction is zero, not finite, or not of the site's width.
+    LrtError: the direction is zero, not finite, not of the site's width, or not float32 on the CPU.
     """
+    if direction.dtype != torch.float32 or direction.device.type != "cpu":
+        raise LrtError(
+            f"a steering vector is float32 on the CPU, not {direction.dtype} on {direction.device}: give it as "
+            "direction.float().cpu()"
+        )
     if direction.shape != (site.d_model,):
         raise LrtError(f"a vector of shape {tuple(direction.shape)} is not one of {site}")
     if not torch.isfinite(direction).all():
@@ -154,7 +161,8 @@ def _on_demand(tensor: Tensor) -> Callable[[Tensor, torch.dtype], Tensor]:
     def there(states: Tensor, dtype: torch.dtype) -> Tensor:
         key = (states.device, dtype)
         if key not in moved:
-            moved[key] = tensor.to(states.device, dtype)
+            with torch.inference_mode(False):  # `generate` runs in it, and what is made there has no gradients
+                moved[key] = tensor.to(states.device, dtype, copy=True)
             if not torch.isfinite(moved[key]).all():
                 raise LrtError(
                     f"the vector is too long for {dtype}: the largest number there is {torch.finfo(dtype).max:g}"

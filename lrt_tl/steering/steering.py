@@ -103,8 +103,9 @@ class Steering:
         """
         for step in self.steps:
             positions = step.positions
-            if positions == "generated" or (isinstance(positions, dict) and "generated" in positions):
-                raise LrtError("a bare hook cannot tell what is generated: use apply(model) for positions='generated'")
+            if _asks_what_is_generated(positions):
+                raise LrtError(f"a bare hook cannot tell what is generated: use apply(model) for {positions=}")
+            _check_order(step)
             if tokens is None and (step.when is not None or (positions != "all" and mask is None)):
                 raise LrtError(f"positions={positions!r} needs tokens= or mask=, those that the model will be run on")
         return steering_hooks(self.steps, known_call(tokens, mask), tokenizer)
@@ -119,11 +120,7 @@ class Steering:
                 if probe is not None:
                     _check_site(probe.site, model, what="the probe")
                     resolve_hook_name(model, hook_name=probe.site.hook_name)
-            if step.when is not None and place_of(step.when.site.hook_name) > place_of(step.site.hook_name):
-                raise LrtError(
-                    f"the condition is read at {step.when.site}, after {step.site}, where it is to decide: read it at "
-                    "that layer or before it"
-                )
+            _check_order(step)
 
     def save(self, folder: str | Path) -> Path:
         """Write it to a new folder: `config.json`, `tensors.safetensors`, `README.md`.
@@ -195,6 +192,21 @@ def _check_site(site: Site, model: HookedModel, *, what: str) -> None:
         require_same_model(site.model, identify(model), what=what)
 
 
+def _check_order(step: Step) -> None:
+    if step.when is not None and place_of(step.when.site.hook_name) > place_of(step.site.hook_name):
+        raise LrtError(
+            f"the condition is read at {step.when.site}, after {step.site}, where it is to decide: read it at that "
+            "layer or before it"
+        )
+
+
+def _asks_what_is_generated(positions: Any) -> bool:
+    if not isinstance(positions, dict):
+        return isinstance(positions, str) and positions == "generated"
+    inner = positions.get("not")
+    return "generated" in positions or (isinstance(inner, str) and inner == "prompt") or _asks_what_is_generated(inner)
+
+
 def _check_positions_of(positions: Any, model: HookedModel) -> None:
     """What can never be: positions beyond the context, tokens beyond the vocabulary."""
     if isinstance(positions, str):
@@ -205,11 +217,11 @@ def _check_positions_of(positions: Any, model: HookedModel) -> None:
         limits = {"at": ("position", model.cfg.n_ctx), "tokens": ("token", model.cfg.d_vocab)}
         if key in limits:
             what, limit = limits[key]
-            numbers = torch.as_tensor(value).reshape(-1)
-            if (numbers >= limit).all():
+            least = min(value) if isinstance(value, Sequence) else value
+            if least >= limit:
                 raise LrtError(
-                    f"positions={positions!r}: {model.cfg.model_name} has no {what} {int(numbers.min())}, only 0 to "
-                    f"{limit - 1}: it selects nothing"
+                    f"positions={positions!r}: {model.cfg.model_name} has no {what} {least}, only 0 to {limit - 1}: it "
+                    "selects nothing"
                 )
         elif key in ("not", "prompt", "generated"):
             _check_positions_of(value, model)
@@ -224,12 +236,13 @@ def _step_parts(step: Step, name: str) -> tuple[dict[str, Any], dict[str, Tensor
         "positions": positions_to_json(step.positions),
         "provenance": step.provenance,
     }
-    tensors = {f"{name}.direction": step.direction}
+    tensors = {f"{name}.direction": step.direction.clone()}  # a file refuses one tensor under two names
     for role in ("when", "reads"):
         probe: Probe | None = getattr(step, role)
         config[role] = None
         if probe is not None:
-            config[role], tensors[f"{name}.{role}"] = probe.parts()
+            config[role], weight = probe.parts()
+            tensors[f"{name}.{role}"] = weight.clone()
     return config, tensors
 
 

@@ -31,7 +31,7 @@ class SteeringVector:
     """A direction at a site of a model.
 
     Raises:
-        LrtError: the direction is zero, not finite, or not of the site's width.
+        LrtError: the direction is zero, not finite, not of the site's width, or not float32 on the CPU.
     """
 
     direction: Float[Tensor, "d_model"]

@@ -45,7 +45,7 @@ def check_positions(positions: object) -> None:
     _check(positions, positions)
 
 
-def positions_to_json(positions: Positions) -> Any:
+def positions_to_json(positions: object) -> Any:
     """The selector as JSON can hold it: masks as lists."""
     if isinstance(positions, Mapping):
         return {key: positions_to_json(value) for key, value in positions.items()}
@@ -65,8 +65,8 @@ def select(positions: Positions, call: Call, tokenizer: Any = None) -> Bool[Tens
         tokenizer: for substrings.
 
     Raises:
-        LrtError: a row's prompt does not contain the substring, a mask does not fit the prompt, or tokens are needed
-            and not known.
+        LrtError: a row's prompt does not contain the substring, a mask does not fit the prompt, or tokens, or where
+            the prompt ends, are needed and not known.
     """
     if positions == "all":
         return call.mask
@@ -80,6 +80,11 @@ def select(positions: Positions, call: Call, tokenizer: Any = None) -> Bool[Tens
     if "prompt" in positions:
         chosen = chosen | _choose(positions["prompt"], call, call.mask & ~call.generated, call.index, tokenizer)
     if "generated" in positions:
+        if positions["generated"] != "all" and not call.text.from_its_start:
+            raise LrtError(
+                f"positions={positions!r}: what is generated is counted from the end of the prompt, and this call goes "
+                "on from a KV cache that was filled before: give the model the whole prompt, or use 'generated'"
+            )
         since = call.index - call.prompt_length[:, None]
         chosen = chosen | _choose(positions["generated"], call, call.mask & call.generated, since, tokenizer)
     return chosen
@@ -151,8 +156,9 @@ def _span(substring: str, ids: list[int], number: int, tokenizer: Any) -> tuple[
     at = whole.rfind(substring)
     if at < 0:
         raise LrtError(f"the prompt of row {number} does not contain {substring!r}: it is {whole[:80]!r}")
+    end = at + len(substring)  # a character of which a token holds a part only is decoded to another one
     first = _least(lambda n: len(text_of(n)) > at, len(ids)) - 1
-    return first, _least(lambda n: len(text_of(n)) >= at + len(substring), len(ids))
+    return first, _least(lambda n: text_of(n)[:end] == whole[:end], len(ids))
 
 
 def _least(enough: Callable[[int], bool], most: int) -> int:
@@ -187,9 +193,9 @@ def _check_value(key: str, value: Any, whole: object, part: str | None) -> None:
     if part == "generated" and key in _IN_THE_PROMPT:
         _refuse(whole, f"{key!r} is of the prompt, and cannot be known of what is generated")
     if key == "not":
-        if value == "all":
-            _refuse(whole, "nothing is left of 'all': it selects nothing")
         _check(value, whole, part)
+        if value in ("all", {"prompt": "all", "generated": "all"}):
+            _refuse(whole, "nothing is left of 'all': it selects nothing")
     elif key in ("first", "last"):
         if not _is_whole(value) or value < 1:
             _refuse(whole, f"{key!r} takes a number of tokens, 1 or more")

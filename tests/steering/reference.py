@@ -23,16 +23,20 @@ CHOSEN: dict[Any, Chosen] = {
 
 
 @cache
-def huggingface(folder: Path) -> Any:
-    return AutoModelForCausalLM.from_pretrained(folder).eval()
+def huggingface(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
 
 
 @torch.no_grad()
 def residual_and_logits(
-    folder: Path, row: Sequence[int], layer: int, edit: Callable[[int, Tensor], Tensor] = lambda position, state: state
+    folder: Path,
+    row: Sequence[int],
+    layer: int,
+    edit: Callable[[int, Tensor], Tensor] = lambda position, state: state,
+    dtype: torch.dtype = torch.float32,
 ) -> tuple[Tensor, Tensor]:
     """The residual stream after a block, with each of its states edited, and the logits that follow."""
-    model = huggingface(folder)
+    model = huggingface(folder, dtype)
     inner = getattr(model, "gpt_neox", None) or model.transformer
     parts = [*inner.layers, inner.final_layer_norm] if hasattr(inner, "layers") else [*inner.h, inner.ln_f]
     seen = []
