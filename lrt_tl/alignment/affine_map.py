@@ -13,6 +13,7 @@ from torch import Tensor
 from lrt_tl.alignment.counts import HarvestCounts
 from lrt_tl.artifacts import load_artifact, save_artifact
 from lrt_tl.errors import ArtifactError, LrtError, MismatchError
+from lrt_tl.hub import OnHub
 from lrt_tl.models.identity import Site, describe_sites, require_same_model, require_same_site
 from lrt_tl.steering.vector import SteeringVector
 from lrt_tl.tables import html_table
@@ -79,7 +80,7 @@ class FitReport:
 
 
 @dataclass(frozen=True, eq=False)
-class AffineMap:
+class AffineMap(OnHub):
     """h_target ≈ weight · h_source + bias, from one site, or from several of one model side by side, to one site."""
 
     weight: Float[Tensor, "d_target d_source"]
@@ -320,7 +321,7 @@ class AffineMap:
     def _card(self) -> str:
         lines = [f"# Affine map {self._from()} → {self.target}", ""]
         lines += [f"- {name}: {value}" for name, value in self.summary().items()]
-        lines += ["", "```python", "import lrt_tl as lrt", 'affine_map = lrt.AffineMap.load("this folder")']
+        lines += ["", "```python", "import lrt_tl as lrt", 'affine_map = lrt.AffineMap.from_pretrained("this folder")']
         lines += ["target_vector = affine_map.transport(source_vector)", "```", ""]
         lines += ["It holds for these two models in this basis of the residual stream, and for text like that it was"]
         lines += ["fitted on. R² does not say how well a behavior transfers: measure that."]

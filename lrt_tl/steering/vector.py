@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lrt_tl.artifacts import load_artifact, save_artifact
 from lrt_tl.errors import ArtifactError, LrtError, MismatchError
+from lrt_tl.hub import OnHub
 from lrt_tl.models.hook_names import check_writable, resolve_hook_name
 from lrt_tl.models.identity import Site, identify, require_same_model
 from lrt_tl.models.protocol import Hook, HookedModel
@@ -25,7 +26,7 @@ Scale = Literal["vector", "residual"]
 
 
 @dataclass(frozen=True, eq=False)
-class SteeringVector:
+class SteeringVector(OnHub):
     """A direction at a site of a model.
 
     Raises:
@@ -183,7 +184,7 @@ class SteeringVector:
 
     def _card(self) -> str:
         lines = [f"# Steering vector for {self.site}", "", f"`{self!r}`", "", "```python"]
-        lines += ["import lrt_tl as lrt", 'vector = lrt.SteeringVector.load("this folder")']
+        lines += ["import lrt_tl as lrt", 'vector = lrt.SteeringVector.from_pretrained("this folder")']
         lines += [
             "with vector.apply(model, coefficient=4.0):",
             '    model.generate("…")',
