@@ -16,6 +16,7 @@ from lrt_tl.alignment.affine_map import AffineMap
 from lrt_tl.alignment.affine_maps import AffineMaps
 from lrt_tl.errors import ArtifactError
 from lrt_tl.hub import OnHub
+from lrt_tl.steering.probe import Probe
 from lrt_tl.steering.vector import SteeringVector
 from tests.fixtures.write import ARTIFACTS, steering_vector
 
@@ -164,7 +165,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeHub:
     return fake
 
 
-@pytest.mark.parametrize("kind", [SteeringVector, AffineMap, AffineMaps, HarvestedMoments])
+@pytest.mark.parametrize("kind", [SteeringVector, Probe, AffineMap, AffineMaps, HarvestedMoments])
 def test_what_was_pushed_comes_back(hub: FakeHub, kind: Any) -> None:
     artifact = next(made for make in ARTIFACTS.values() if isinstance(made := make(), kind))
     assert artifact.push_to_hub("me/thing", private=True) == "https://hub.invalid/me/thing/commit/1"

@@ -20,6 +20,8 @@ from lrt_tl.tables import html_table
 
 KIND = "affine_map"
 FEW_TOKENS_PER_DIMENSION = 20
+LARGEST_COVARIANCE = 8192
+"""Dimensions of a source whose covariance a map keeps: 268 MB."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,9 @@ class AffineMap(OnHub):
     target_norm: float | None
     """Median norm of the residual stream at the target site."""
     report: FitReport
+    source_covariance: Float[Tensor, "d_source d_source"] | None = None
+    """Of the source's states on the fitting text: what tells which of their directions the map knows. None, and not
+    known, where the source has more than `LARGEST_COVARIANCE` dimensions, and in maps of format 1."""
 
     def __post_init__(self) -> None:
         shape = (self.target.d_model, self.d_source)
@@ -224,7 +229,10 @@ class AffineMap(OnHub):
             "target_norm": self.target_norm,
             "report": self.report.to_json(),
         }
-        return config, {"weight": self.weight, "bias": self.bias, "target_covariance": self.target_covariance}
+        tensors = {"weight": self.weight, "bias": self.bias, "target_covariance": self.target_covariance}
+        if self.source_covariance is not None:
+            tensors["source_covariance"] = self.source_covariance
+        return config, tensors
 
     @classmethod
     def from_parts(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> "AffineMap":
@@ -241,6 +249,7 @@ class AffineMap(OnHub):
             tensors["target_covariance"],
             config["target_norm"],
             FitReport.from_json(config["report"]),
+            tensors.get("source_covariance"),
         )
 
     def __repr__(self) -> str:
