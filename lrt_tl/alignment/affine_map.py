@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, overload
 
@@ -10,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lrt_tl.alignment.carried import Carried, Known, warn_of_little
 from lrt_tl.alignment.counts import HarvestCounts
 from lrt_tl.artifacts import load_artifact, save_artifact
 from lrt_tl.errors import ArtifactError, LrtError, MismatchError
@@ -157,6 +159,8 @@ class AffineMap(OnHub):
         A v + b; then b can dominate the direction.) A map can shorten vectors, so state the strength in the
         target's units: `scale="residual"`, or `scaled_to(norm)`.
 
+        A steering vector comes with what `carried` tells of it in its provenance, and a warning where that is little.
+
         Args:
             vector: one; or, where the map begins at several sites, the same feature's vector at each, in any order.
 
@@ -168,13 +172,37 @@ class AffineMap(OnHub):
             self._check_width(vector)
             return vector @ self.weight.T.to(vector)
         vectors = self._at_sources([vector] if isinstance(vector, SteeringVector) else list(vector))
+        whole = torch.cat([each.direction for each in vectors])
+        carried = self.carried(whole)
+        warn_of_little(carried, what="the vector")
         provenance = {
             **vectors[0].provenance,
             "transported_through": repr(self),
             "transported_from": ", ".join(str(each.site) for each in vectors),
+            "carried": None if carried is None else asdict(carried),
         }
-        direction = self.weight @ torch.cat([each.direction for each in vectors])
-        return SteeringVector(direction, self.target, self.target_norm, provenance)
+        return SteeringVector(self.weight @ whole, self.target, self.target_norm, provenance)
+
+    def carried(self, vector: Float[Tensor, "d_source"]) -> Carried | None:
+        """How well the map carries a vector; of several sources those of all, side by side, are judged together.
+
+        Returns:
+            None, not known, where the map does not keep its source's covariance.
+        """
+        self._check_width(vector)
+        return None if self._known is None else self._known.judge(vector, self.weight @ vector.to(self.weight))
+
+    @cached_property
+    def _known(self) -> Known | None:
+        if self.source_covariance is None:
+            return None
+        return Known.of(
+            self.weight,
+            self.source_covariance,
+            self.target_covariance,
+            relative_ridge=self.report.relative_ridge,
+            r2=self.report.test_r2,
+        )
 
     def pull_back(
         self, weight: Float[Tensor, "*batch d_target"], bias: Float[Tensor, "*batch"] | float = 0.0

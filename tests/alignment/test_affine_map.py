@@ -171,7 +171,10 @@ def test_a_map_that_knows_no_place_carries_tensors_only() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"weight": torch.ones(2, 4), "source_covariance": None}, r"from small L1 to large L0 has shape \(2, 3\), not \(2, 4\)"),
+        (
+            {"weight": torch.ones(2, 4), "source_covariance": None},
+            r"from small L1 to large L0 has shape \(2, 3\), not \(2, 4\)",
+        ),
         ({"weight": torch.full((2, 3), float("nan"))}, "NaN or infinity"),
         ({"bias": torch.full((2,), float("inf"))}, "NaN or infinity"),
     ],

@@ -64,7 +64,10 @@ def test_a_probe_that_cannot_be_is_refused(changes: dict[str, Any], message: str
 
 
 def test_states_of_another_width_are_refused() -> None:
-    with without_type_checks(), pytest.raises(MismatchError, match=r"L1 with 3 dimensions, not a tensor of shape \(4,\)"):
+    with (
+        without_type_checks(),
+        pytest.raises(MismatchError, match=r"L1 with 3 dimensions, not a tensor of shape \(4,\)"),
+    ):
         probe()(torch.ones(4))
 
 
