@@ -93,7 +93,7 @@ def save_artifact(
     header = {"library": "lrt_tl", "format_version": FORMAT_VERSION, "kind": kind}
     body = json.loads(_json({**header, **config}))  # as it will be read: keys are strings, there are no tuples
     with new_folder(folder) as scratch:
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, scratch / TENSORS)
+        save_file(_apart(tensors), scratch / TENSORS)
         write_json(scratch / CONFIG, {**body, "checksum": _checksum(body, scratch / TENSORS)})
         write_text(scratch / CARD, f"---\nlibrary_name: lrt_tl\ntags:\n- {kind}\n---\n\n{card}\n")
     return Path(folder)
@@ -132,6 +132,17 @@ def load_artifact(folder: str | Path, *, kind: str) -> tuple[dict[str, Any], dic
     if body.pop("checksum", None) != _checksum(body, folder / TENSORS):
         raise ArtifactError(f"{folder} was edited or damaged after it was saved: its checksum does not fit")
     return body, tensors
+
+
+def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Contiguous, on the CPU, and none in the memory of another, which safetensors refuses."""
+    apart: dict[str, Tensor] = {}
+    taken: set[int] = set()
+    for name, tensor in tensors.items():
+        own = tensor.detach().cpu().contiguous()
+        apart[name] = own.clone() if own.untyped_storage().data_ptr() in taken else own
+        taken.add(apart[name].untyped_storage().data_ptr())
+    return apart
 
 
 def _json(value: Mapping[str, Any]) -> bytes:

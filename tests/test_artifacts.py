@@ -36,6 +36,14 @@ def test_what_was_saved_comes_back(tmp_path: Path) -> None:
     assert [path.name for path in folder.parent.iterdir()] == ["thing"]
 
 
+def test_tensors_may_share_memory(tmp_path: Path) -> None:
+    whole = torch.arange(6.0)
+    shared = {"one": whole, "again": whole, "part": whole[2:], "turned": whole.reshape(2, 3).T}
+    _, tensors = load_artifact(save(tmp_path / "thing", tensors=shared), kind="thing")
+    for name, tensor in shared.items():
+        assert torch.equal(tensors[name], tensor)
+
+
 @pytest.mark.parametrize(
     ("config", "read"),
     [

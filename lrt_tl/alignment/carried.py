@@ -3,7 +3,6 @@
 import warnings
 from dataclasses import dataclass
 
-import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
@@ -20,18 +19,18 @@ class Carried:
     """How well a map carries a vector."""
 
     determined: float
-    """The share of the vector's squared length in directions that the map knows: the eigenvectors of the source's
-    covariance whose variance on the fitting text is above the map's penalty (s/(s + λ) > ½), or above the noise floor of
-    the moments where it has none."""
+    """The share of the vector's squared length in directions that the map knows: those eigenvectors of the source's
+    covariance whose variance on the fitting text is above the map's penalty (s/(s + λ) > ½), or, where it has none,
+    above the noise floor of the moments."""
     gain: float
     """How much longer or shorter the map makes the vector, ‖Av‖/‖v‖, in units of what it does to the difference of two
     states of the fitting text, √(tr(A Sxx Aᵀ)/tr Sxx)."""
     predicted_cosine: float
-    """Of the carried vector and the target's own: ‖Av‖ / √(‖Av‖² + (vᵀ(Sxx + λ)⁻¹v / d_source) tr Σ), Σ the covariance of
-    what the map leaves unexplained, tr Σ = (1 − R²) tr Syy. It supposes that the two sides of the contrast differ in
+    """Of the carried vector and the target's own: ‖Av‖ / √(‖Av‖² + (vᵀ(Sxx + λ)⁻¹v / d_source) tr Σ), Σ the covariance
+    of what the map leaves unexplained, tr Σ = (1 − R²) tr Syy. It supposes that the two sides of the contrast differ in
     what the map does not see by as many standard deviations a dimension as in what it sees. (Derived for this package.)
 
-    It ranks vectors, and is mostly too high: see `benchmarks/predicted_cosine.py`."""
+    FIGURES"""
 
     def summary(self) -> dict[str, str]:
         """The figures, for a table."""
@@ -95,8 +94,8 @@ def warn_of_little(carried: Carried | None, *, what: str, stacklevel: int = 3) -
         return
     if carried.determined < MOSTLY:
         warnings.warn(
-            f"only {carried.determined:.0%} of {what} lies in directions in which the source varied on the fitting text; "
-            "where the rest goes is undetermined: fit the map on text that shows the feature, or on more text",
+            f"only {carried.determined:.0%} of {what} lies in directions in which the source varied on the fitting "
+            "text; where the rest goes is undetermined: fit the map on text that shows the feature, or on more text",
             stacklevel=stacklevel,
         )
     elif carried.gain < LITTLE_GAIN:

@@ -1,8 +1,8 @@
 """Carry what is linear to another model: steering, probes and subspaces. (Vectors: `AffineMap.transport`.)
 
-What writes to the residual stream goes with the map, v ↦ A v; what reads it goes against the map of the way back, w ↦ Bᵀw.
-So the rows of an autoencoder's decoder go through `affine_map.transport(W_dec)`, its decoder bias, a state, through
-`affine_map(b_dec)`, and its encoder through `back.pull_back(W_enc.T, b_enc)`.
+What writes to the residual stream goes with the map, v ↦ A v; what reads it goes against the map of the way back,
+w ↦ Bᵀw. So the rows of an autoencoder's decoder go through `affine_map.transport(W_dec)`, its decoder bias, a state,
+through `affine_map(b_dec)`, and its encoder through `back.pull_back(W_enc.T, b_enc)`.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -95,7 +95,7 @@ def transport_subspace(basis: Float[Tensor, "k d_source"], affine_map: AffineMap
 
 
 def _step(step: Step, maps: Sequence[AffineMap], back: Sequence[AffineMap]) -> Step:
-    affine_map = _only([each for each in maps if _same_place(each, step.site)], f"begins at {step.site}")
+    affine_map = _only([each for each in maps if _same_place(each, step.site)], f"from {step.site}")
     _check_positions(step.positions, step.site, affine_map.target)
     unit = step.direction / step.direction.norm()
     along = unit if step.operator == "clamp" else step.direction
@@ -119,7 +119,7 @@ def _reader(step: Step, unit: Float[Tensor, "d_model"], target: Site, back: Sequ
         )
     returning = [each for each in back if _same_place(each, target) and each.target.hook_name == step.site.hook_name]
     reads = step.reads or Probe(unit, 0.0, 0.0, step.site, "last", {"method": "component along the direction"})
-    return transport_probe(reads, _only(returning, f"of those back leads from {target} to {step.site}"))
+    return transport_probe(reads, _only(returning, f"back from {target} to {step.site}"))
 
 
 def _condition(when: Probe, back: Sequence[AffineMap]) -> Probe:
@@ -128,7 +128,7 @@ def _condition(when: Probe, back: Sequence[AffineMap]) -> Probe:
             f"a condition reads at {when.site}, and reading goes against the map: give back=, a map to there"
         )
     returning = [each for each in back if each.target.hook_name == when.site.hook_name]
-    return transport_probe(when, _only(returning, f"of those back leads to {when.site}, where a condition is read"))
+    return transport_probe(when, _only(returning, f"back to {when.site}, where a condition is read,"))
 
 
 def _listed(maps: Maps) -> list[AffineMap]:
@@ -138,8 +138,8 @@ def _listed(maps: Maps) -> list[AffineMap]:
 def _only(found: Sequence[AffineMap], which: str) -> AffineMap:
     if len(found) != 1:
         raise MismatchError(
-            f"{len(found) or 'no'} map{'' if len(found) < 2 else 's'} {which}: give exactly one. (A map from several "
-            "sites carries a vector of each: affine_map.transport(vectors), and then steer with what comes)"
+            f"exactly one map {which} is needed, and {len(found)} are given. (A map from several sites carries a vector "
+            "of each: affine_map.transport(vectors), and then steer with what comes)"
         )
     return found[0]
 

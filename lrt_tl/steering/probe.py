@@ -1,7 +1,7 @@
 """The probe: a linear reader of residual-stream states, and where and when it reads."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -15,10 +15,10 @@ from lrt_tl.errors import ArtifactError, LrtError, MismatchError
 from lrt_tl.hub import OnHub
 from lrt_tl.models.identity import Site
 from lrt_tl.tables import html_table
+from lrt_tl.text.positions import positions_to_json
+from lrt_tl.text.reading import TextPosition, check_text_position
 
 KIND = "probe"
-Position = str | int | Sequence[int] | Mapping[str, Any]
-"""Where a text's state is read: the `"mean"` over its tokens, the `"last"` one, the n-th, or a selector."""
 
 
 @runtime_checkable
@@ -38,7 +38,7 @@ class Probe(OnHub):
     """w · h + b at a site of a model: yes where that is above the threshold.
 
     Raises:
-        LrtError: the weight is zero, not of the site's width, or something is not finite.
+        LrtError: the weight is zero, not of the site's width, or something is not finite; or the position is none.
     """
 
     weight: Float[Tensor, "d_model"]
@@ -46,7 +46,7 @@ class Probe(OnHub):
     bias: float
     threshold: float
     site: Site
-    position: Position = "last"
+    position: TextPosition = "last"
     """Where it reads the state of a text."""
     provenance: dict[str, Any] = field(default_factory=dict)
     """How it was made, and how well it tells its texts apart."""
@@ -58,9 +58,10 @@ class Probe(OnHub):
             raise LrtError("the probe's weight, bias or threshold is NaN or infinite")
         if not self.weight.any():
             raise LrtError("the probe's weight is zero: it reads nothing")
+        check_text_position(self.position)
 
     @classmethod
-    def of_vector(cls, vector: _Vector, *, position: Position = "last", threshold: float = 0.0) -> "Probe":
+    def of_vector(cls, vector: _Vector, *, position: TextPosition = "last", threshold: float = 0.0) -> "Probe":
         """The probe that reads how far a state goes along a steering vector: its projection on the unit direction, in
         the units of the residual stream. What is much and what is little `choose_threshold` finds on texts."""
         provenance = {"method": "projection", "vector": dict(vector.provenance)}
@@ -105,7 +106,8 @@ class Probe(OnHub):
     def parts(self) -> tuple[dict[str, Any], Tensor]:
         """What an artifact keeps of the probe: a configuration for JSON, and the weight."""
         config = {"bias": self.bias, "threshold": self.threshold, "site": self.site.to_json()}
-        return {**config, "position": self.position, "provenance": self.provenance}, self.weight
+        position = positions_to_json(self.position)
+        return {**config, "position": position, "provenance": self.provenance}, self.weight
 
     @classmethod
     def from_parts(cls, config: Mapping[str, Any], weight: Tensor) -> "Probe":

@@ -16,10 +16,11 @@ from numpy import ndarray
 from lrt_tl.errors import LrtError
 from lrt_tl.models.identity import Site, identify, require_same_model, site_of
 from lrt_tl.models.protocol import HookedModel
-from lrt_tl.steering.extraction import TextPosition, text_states
-from lrt_tl.steering.hooks import require_at_rest
+from lrt_tl.steering.extraction import text_states
+from lrt_tl.steering.handle import require_at_rest
 from lrt_tl.steering.probe import Probe
 from lrt_tl.text.documents import hash_of
+from lrt_tl.text.reading import TextPosition
 
 Scores = Float64[ndarray, "text"]
 Labels = Bool[ndarray, "text"]

@@ -17,7 +17,7 @@ from lrt_tl.models.capture import capture
 from lrt_tl.models.hook_names import resolve_hook_name
 from lrt_tl.models.loading import load_model
 from lrt_tl.models.protocol import HookedModel
-from lrt_tl.steering.hooks import require_at_rest
+from lrt_tl.steering.handle import require_at_rest
 from lrt_tl.storyworld.autoencoder import Autoencoder, as_stored, top
 from lrt_tl.storyworld.language import documents
 from lrt_tl.storyworld.recipe import AutoencoderRecipe, read_recipe

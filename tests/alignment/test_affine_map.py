@@ -1,6 +1,6 @@
 """Calling, transporting, refusing, saving and showing a map."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +86,7 @@ def test_a_vector_is_carried_to_the_target() -> None:
         "method": "test",
         "transported_through": repr(affine_map()),
         "transported_from": "small L1",
+        "carried": asdict(affine_map().carried(vector().direction)),
     }
 
 

@@ -37,7 +37,7 @@ def test_the_probe_of_a_vector_is_the_projection_on_its_unit_direction() -> None
     assert of.provenance == {"method": "projection", "vector": {"method": "mean_difference"}}
 
 
-@pytest.mark.parametrize("position", ["mean", "last", -2, [0, 3], {"after": "Assistant:"}], ids=str)
+@pytest.mark.parametrize("position", ["mean", "last", -2, {"at": [0, 3]}, {"after": "Assistant:"}], ids=str)
 def test_saving_loses_nothing(tmp_path: Path, position: Any) -> None:
     saved = probe(position=position, bias=1 / 3)
     folder = saved.save(tmp_path / "probe")
@@ -56,6 +56,7 @@ def test_saving_loses_nothing(tmp_path: Path, position: Any) -> None:
         ({"weight": torch.tensor([1.0, float("nan"), 0.0])}, "NaN or infinite"),
         ({"bias": float("inf")}, "NaN or infinite"),
         ({"threshold": float("nan")}, "NaN or infinite"),
+        ({"position": {"generated": "all"}}, "nothing in it is generated"),
     ],
 )
 def test_a_probe_that_cannot_be_is_refused(changes: dict[str, Any], message: str) -> None:

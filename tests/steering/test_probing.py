@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -105,7 +106,7 @@ def test_no_threshold_does_better_and_of_equals_it_has_the_widest_gap(rows: list
     scores, truth = np.array([score for score, _ in rows], dtype=float), np.array([label for _, label in rows])
     found, informedness = best_threshold(scores, truth)
     distinct = sorted(set(scores))
-    every = [((a + b) / 2, b - a) for a, b in zip(distinct, distinct[1:], strict=False)]
+    every = [((a + b) / 2, b - a) for a, b in pairwise(distinct)]
     j = {middle: (scores[truth] > middle).mean() - (scores[~truth] > middle).mean() for middle, _ in every}
     assert informedness == pytest.approx(max(j.values()))
     assert j[found] == pytest.approx(max(j.values()))
@@ -142,7 +143,7 @@ def test_the_threshold_and_its_figures(bridges: Any, some: list[str], labels: li
 def test_a_threshold_that_helps_nothing_is_refused(bridges: Any, some: list[str], labels: list[bool]) -> None:
     model = bridges[0]
     backwards = fit_probe(model, some[:8], [i < 4 for i in range(8)], layer=LAYER)
-    with pytest.raises(LrtError, match="better than chance.*wrong way round"):
+    with pytest.raises(LrtError, match=r"better than chance.*wrong way round"):
         choose_threshold(backwards, model, some[:8], [i >= 4 for i in range(8)])
     with pytest.raises(LrtError, match="the same score: no threshold"):
         choose_threshold(backwards, model, [some[0], some[0]], [0, 1])
