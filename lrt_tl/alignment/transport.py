@@ -138,8 +138,8 @@ def _listed(maps: Maps) -> list[AffineMap]:
 def _only(found: Sequence[AffineMap], which: str) -> AffineMap:
     if len(found) != 1:
         raise MismatchError(
-            f"exactly one map {which} is needed, and {len(found)} are given. (A map from several sites carries a vector "
-            "of each: affine_map.transport(vectors), and then steer with what comes)"
+            f"exactly one map {which} is needed, and {len(found)} are given. (A map from several sites carries a "
+            "vector of each: affine_map.transport(vectors), and then steer with what comes)"
         )
     return found[0]
 
