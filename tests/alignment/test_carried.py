@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lrt_tl.alignment.affine_map import AffineMap
+from lrt_tl.alignment.carried import Carried
 from lrt_tl.models.identity import Site
 from lrt_tl.steering.vector import SteeringVector
 from tests.alignment.test_affine_map import REPORT, affine_map, vector
@@ -132,3 +133,9 @@ def test_without_the_sources_covariance_nothing_is_known() -> None:
     unknown = affine_map(source_covariance=None)
     assert unknown.carried(vector().direction) is None
     assert unknown.transport(vector()).provenance["carried"] is None
+
+
+def test_how_it_shows() -> None:
+    shown = Carried(determined=0.36, gain=1.25, predicted_cosine=0.914)
+    assert list(shown.summary().values()) == ["36%", "1.25", "0.91"]
+    assert "<td>36%</td>" in shown._repr_html_()
