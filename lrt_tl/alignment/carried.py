@@ -32,9 +32,9 @@ class Carried:
     what the map does not see by as many standard deviations a dimension as in what it sees. (Derived for this package.)
 
     Above 0.9 it can be believed, and below 0.8 it says nothing but that: between the bundled models, of 440 vectors
-    those predicted above 0.9 measured 0.95 to 0.99 (quartiles), from 0.8 to 0.9 0.56 to 0.90, below 0.8 about 0 to under 0.50.
-    It is too high for three of four; its mean error is 0.34, and its rank correlation with what is measured 0.51 (0.74
-    through whitened maps from all layers, 0.33 through ridge from one). `python benchmarks/predicted_cosine.py`."""
+    those predicted above 0.9 measured 0.95 to 0.99 (quartiles), from 0.8 to 0.9 0.56 to 0.90, below 0.8 about 0 to
+    under 0.50. It is too high for three of four; its mean error is 0.34, and its rank correlation with what is measured
+    0.51 (0.74 through whitened maps from all layers, 0.33 through ridge from one; `benchmarks/predicted_cosine.py`)."""
 
     def _repr_html_(self) -> str:
         return html_table(self.summary())
