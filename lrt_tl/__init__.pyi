@@ -4,6 +4,7 @@ from .alignment.affine_map import AffineMap as AffineMap
 from .alignment.affine_map import FitReport as FitReport
 from .alignment.affine_map import cycle_r2 as cycle_r2
 from .alignment.affine_maps import AffineMaps as AffineMaps
+from .alignment.carried import Carried as Carried
 from .alignment.fit import fit_affine_map as fit_affine_map
 from .alignment.fit import fit_affine_maps as fit_affine_maps
 from .alignment.fit import fit_moments as fit_moments
@@ -12,6 +13,9 @@ from .alignment.layer_search import LayerSearch as LayerSearch
 from .alignment.layer_search import search_layers as search_layers
 from .alignment.learning_curve import LearningCurve as LearningCurve
 from .alignment.learning_curve import learning_curve as learning_curve
+from .alignment.transport import transport_probe as transport_probe
+from .alignment.transport import transport_steering as transport_steering
+from .alignment.transport import transport_subspace as transport_subspace
 from .errors import ArtifactError as ArtifactError
 from .errors import LrtError as LrtError
 from .errors import MismatchError as MismatchError
@@ -37,6 +41,8 @@ from .steering.extraction import pca_of_states as pca_of_states
 from .steering.handle import SteeringHandle as SteeringHandle
 from .steering.handle import steered as steered
 from .steering.probe import Probe as Probe
+from .steering.probing import choose_threshold as choose_threshold
+from .steering.probing import fit_probe as fit_probe
 from .steering.separation import ExtractionReport as ExtractionReport
 from .steering.steering import Steering as Steering
 from .steering.vector import SteeringVector as SteeringVector

@@ -21,8 +21,9 @@ from torch import Tensor
 
 from lrt_tl.errors import ArtifactError
 
-FORMAT_VERSION = 1
-_CONFIG, _TENSORS, _CARD = "config.json", "tensors.safetensors", "README.md"
+FORMAT_VERSION = 2
+"""2: a map keeps the covariance of its source, and there are probes. Folders of format 1 are read, too."""
+CONFIG, TENSORS, CARD = FILES = ["config.json", "tensors.safetensors", "README.md"]
 
 
 def refuse_existing(folder: str | Path) -> Path:
@@ -92,9 +93,9 @@ def save_artifact(
     header = {"library": "lrt_tl", "format_version": FORMAT_VERSION, "kind": kind}
     body = json.loads(_json({**header, **config}))  # as it will be read: keys are strings, there are no tuples
     with new_folder(folder) as scratch:
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, scratch / _TENSORS)
-        write_json(scratch / _CONFIG, {**body, "checksum": _checksum(body, scratch / _TENSORS)})
-        write_text(scratch / _CARD, f"---\nlibrary_name: lrt_tl\ntags:\n- {kind}\n---\n\n{card}\n")
+        save_file(_apart(tensors), scratch / TENSORS)
+        write_json(scratch / CONFIG, {**body, "checksum": _checksum(body, scratch / TENSORS)})
+        write_text(scratch / CARD, f"---\nlibrary_name: lrt_tl\ntags:\n- {kind}\n---\n\n{card}\n")
     return Path(folder)
 
 
@@ -110,24 +111,38 @@ def load_artifact(folder: str | Path, *, kind: str) -> tuple[dict[str, Any], dic
     folder = Path(folder)
     if not folder.is_dir():
         raise ArtifactError(f"there is no folder {folder}")
-    for name in (_CONFIG, _TENSORS):
+    for name in (CONFIG, TENSORS):
         if not (folder / name).is_file():
             raise ArtifactError(f"{folder} holds no {name}: it is not an lrt_tl {kind}, or it is incomplete")
     try:
-        body = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
-        tensors = load_file(folder / _TENSORS)
+        body = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        tensors = load_file(folder / TENSORS)
     except (ValueError, SafetensorError, OSError) as error:
         raise ArtifactError(f"{folder} cannot be read as an lrt_tl {kind}: {error}") from error
     if not isinstance(body, dict) or body.get("library") != "lrt_tl":
-        raise ArtifactError(f"{folder / _CONFIG} was not written by lrt_tl")
-    if body.get("format_version") != FORMAT_VERSION:
+        raise ArtifactError(f"{folder / CONFIG} was not written by lrt_tl")
+    if body.get("format_version") not in range(1, FORMAT_VERSION + 1):
         found = body.get("format_version")
-        raise ArtifactError(f"{folder} has format version {found}; this lrt_tl reads {FORMAT_VERSION}")
+        raise ArtifactError(
+            f"{folder} has format version {found}; this lrt_tl reads up to {FORMAT_VERSION}: update lrt_tl, with pip "
+            "install -U lrt-tl"
+        )
     if body.get("kind") != kind:
         raise ArtifactError(f"{folder} is of kind {body.get('kind')}, not {kind}")
-    if body.pop("checksum", None) != _checksum(body, folder / _TENSORS):
+    if body.pop("checksum", None) != _checksum(body, folder / TENSORS):
         raise ArtifactError(f"{folder} was edited or damaged after it was saved: its checksum does not fit")
     return body, tensors
+
+
+def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Contiguous, on the CPU, and none in the memory of another, which safetensors refuses."""
+    apart: dict[str, Tensor] = {}
+    taken: set[int] = set()
+    for name, tensor in tensors.items():
+        own = tensor.detach().cpu().contiguous()
+        apart[name] = own.clone() if own.untyped_storage().data_ptr() in taken else own
+        taken.add(apart[name].untyped_storage().data_ptr())
+    return apart
 
 
 def _json(value: Mapping[str, Any]) -> bytes:

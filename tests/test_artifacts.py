@@ -36,6 +36,14 @@ def test_what_was_saved_comes_back(tmp_path: Path) -> None:
     assert [path.name for path in folder.parent.iterdir()] == ["thing"]
 
 
+def test_tensors_may_share_memory(tmp_path: Path) -> None:
+    whole = torch.arange(6.0)
+    shared = {"one": whole, "again": whole, "part": whole[2:], "turned": whole.reshape(2, 3).T}
+    _, tensors = load_artifact(save(tmp_path / "thing", tensors=shared), kind="thing")
+    for name, tensor in shared.items():
+        assert torch.equal(tensors[name], tensor)
+
+
 @pytest.mark.parametrize(
     ("config", "read"),
     [
@@ -82,7 +90,8 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "not text": (lambda folder: (folder / "config.json").write_bytes(b"\xff\xfe\xff"), "cannot be read"),
     "a list": (lambda folder: (folder / "config.json").write_text("[]"), "was not written by lrt_tl"),
     "another library": (_edited(lambda config: config.update(library="x")), "was not written by lrt_tl"),
-    "another format": (_edited(lambda config: config.update(format_version=2)), "has format version 2; .* reads 1"),
+    "another format": (_edited(lambda config: config.update(format_version=3)), "version 3; .* to 2: update"),
+    "no format": (_edited(lambda config: config.pop("format_version")), "has format version None"),
     "another kind": (_edited(lambda config: config.update(kind="other")), "is of kind other, not thing"),
     "a pickle": (lambda folder: (folder / "tensors.safetensors").write_bytes(b"\x80\x04."), "cannot be read"),
 }

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lrt_tl.alignment.accumulation import HarvestedMoments, accumulate
-from lrt_tl.alignment.affine_map import AffineMap, FitReport
+from lrt_tl.alignment.affine_map import LARGEST_COVARIANCE, AffineMap, FitReport
 from lrt_tl.alignment.affine_maps import AffineMaps
 from lrt_tl.alignment.counts import HarvestCounts
 from lrt_tl.alignment.diagnostics import r_squared
@@ -312,4 +312,5 @@ def solve(
         (train.target_target / train.count).float().cpu(),
         counts.median_norms.get(f"target:{target.hook_name}"),
         report,
+        (train.source_source / train.count).float().cpu() if d_source <= LARGEST_COVARIANCE else None,
     )

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lrt_tl.artifacts import load_artifact, save_artifact
 from lrt_tl.errors import ArtifactError, LrtError, MismatchError
+from lrt_tl.hub import OnHub
 from lrt_tl.models.hook_names import check_writable, place_of, resolve_hook_name
 from lrt_tl.models.identity import Site, identify, require_same_model
 from lrt_tl.models.protocol import Hook, HookedModel
@@ -26,7 +27,7 @@ _SAME_DIRECTION = 0.999
 
 
 @dataclass(frozen=True, eq=False)
-class Steering:
+class Steering(OnHub):
     """Steps of steering, of one or several vectors on one or several layers.
 
     Order: at one hook point the steps are done as they are written, left to right; at different ones as the forward
@@ -151,7 +152,11 @@ class Steering:
 
     def _card(self) -> str:
         lines = [f"# Steering of {self.steps[0].site}", "", *(f"1. {step!r}" for step in self.steps), "", "```python"]
-        lines += ["import lrt_tl as lrt", 'steering = lrt.Steering.load("this folder")', "with steering.apply(model):"]
+        lines += [
+            "import lrt_tl as lrt",
+            'steering = lrt.Steering.from_pretrained("this folder")',
+            "with steering.apply(model):",
+        ]
         return "\n".join([*lines, '    model.generate("…")', "```"])
 
 

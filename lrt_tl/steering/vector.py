@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lrt_tl.artifacts import load_artifact, save_artifact
 from lrt_tl.errors import ArtifactError, LrtError
+from lrt_tl.hub import OnHub
 from lrt_tl.models.identity import Site, require_same_site
 from lrt_tl.models.protocol import Hook, HookedModel
 from lrt_tl.steering.handle import SteeringHandle
@@ -27,7 +28,7 @@ its site."""
 
 
 @dataclass(frozen=True, eq=False)
-class SteeringVector:
+class SteeringVector(OnHub):
     """A direction at a site of a model.
 
     Raises:
@@ -246,7 +247,7 @@ class SteeringVector:
 
     def _card(self) -> str:
         lines = [f"# Steering vector for {self.site}", "", f"`{self!r}`", "", "```python"]
-        lines += ["import lrt_tl as lrt", 'vector = lrt.SteeringVector.load("this folder")']
+        lines += ["import lrt_tl as lrt", 'vector = lrt.SteeringVector.from_pretrained("this folder")']
         lines += [
             "with vector.apply(model, coefficient=4.0):",
             '    model.generate("…")',
