@@ -37,21 +37,22 @@ COEFFICIENTS = (-2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0)
 
 
 def curves(model: Any, layer: int) -> dict[str, dict[str, torch.Tensor]]:
-    """By behavior and method: scores `[coefficient, prompt]`."""
+    """By behavior and method: the change of the score that each coefficient makes, `[coefficient, prompt]`."""
     found: dict[str, dict[str, torch.Tensor]] = {}
-    for task in TASKS:
-        pairs, behavior = storyworld.contrast_pairs(task), storyworld.behavior(task, 32)
-        vectors = {name: extract(model, pairs, layer=layer, position="last") for name, extract in EXTRACTIONS.items()}
+    for name, task in TASKS.items():
+        pairs, behavior = storyworld.contrast_pairs(name), storyworld.behavior(name, 32)
+        place = "answer" if task.options else "last"
+        vectors = {kind: extract(model, pairs, layer=layer, position=place) for kind, extract in EXTRACTIONS.items()}
         length = vectors["mean_difference"].norm
         directions = torch.stack([vector.scaled_to(length).direction for vector in vectors.values()])
         hook_name = vectors["mean_difference"].site.hook_name
         scores = dose_response(model, hook_name, directions, behavior, COEFFICIENTS)
-        found[task] = dict(zip(vectors, scores, strict=True))
+        found[name] = dict(zip(vectors, scores - scores[:, [COEFFICIENTS.index(0.0)]], strict=True))
     return found
 
 
 def figure_of(found: Mapping[str, Mapping[str, torch.Tensor]], title: str) -> Any:
-    """One panel a behavior, one line a method: the mean over prompts, and its standard error as a bar."""
+    """One panel a behavior, one line a method: the mean over prompts, with its standard error."""
     from plotly.graph_objects import Scatter
     from plotly.subplots import make_subplots
 
@@ -82,7 +83,7 @@ def figure_of(found: Mapping[str, Mapping[str, torch.Tensor]], title: str) -> An
         margin={"l": 50, "r": 20, "t": 90, "b": 60},
     )
     figure.update_xaxes(title_text="coefficient", title_font_size=10, row=rows)
-    figure.update_yaxes(title_text="log-odds, nats", title_font_size=10, col=1)
+    figure.update_yaxes(title_text="change of log-odds, nats", title_font_size=10, col=1)
     return figure
 
 
@@ -116,9 +117,8 @@ def refusal_rows(small: Any, large: Any, *, n_requests: int, n_random: int) -> l
     generator = torch.Generator().manual_seed(0)
     drawn = torch.randn(n_random, large.cfg.d_model, generator=generator)
     randoms = lrt.from_directions(large, drawn, layer=layer)
-    neutral = requests("harmless", n_requests)
-    harmless = lrt.mean_activation(large, neutral, layer=layer, position="last")
-    asked = {"harmful": requests("harmful", n_requests), "harmless": neutral}
+    harmless = lrt.mean_activation(large, [pair.negative for pair in pairs], layer=layer, position="last")
+    asked = {harm: requests(harm, n_requests) for harm in ("harmful", "harmless")}
     rows = []
 
     def measure(name: str, operator: str, steerings: Sequence[Any]) -> None:

@@ -17,9 +17,9 @@ from sklearn.preprocessing import StandardScaler
 
 from lrt_tl.errors import LrtError, MismatchError
 from lrt_tl.models.identity import site_of
-from lrt_tl.steering.extraction import text_states
 from lrt_tl.steering.probe import Probe
 from lrt_tl.steering.probing import best_threshold, choose_threshold, fit_probe
+from lrt_tl.steering.states import text_states
 from tests.unchecked import without_type_checks
 
 LAYER, HOOK = 1, "blocks.1.hook_resid_post"
@@ -36,7 +36,7 @@ def labels(some: list[str]) -> list[bool]:
 
 
 def states_of(model: Any, texts: Sequence[str], position: Any) -> torch.Tensor:
-    return text_states(model, texts, HOOK, position=position, batch_size=7, prepend_bos=True)[0]
+    return text_states(model, texts, [HOOK], position=position, batch_size=7)[HOOK].states
 
 
 @pytest.mark.parametrize("position", ["mean", "last", -2])
@@ -71,8 +71,8 @@ def test_what_is_told_by_one_word_is_predicted(bridges: Any) -> None:
     labels = [i % 2 for i in range(5, 29)]
     probe = fit_probe(bridges[0], texts, labels, layer=0, position="last")
     assert probe.provenance["held_out"]["accuracy"] == 1
-    assert (probe(text_states(bridges[0], texts, "blocks.0.hook_resid_post", position="last", batch_size=8,
-                              prepend_bos=True)[0]) > 0).tolist() == [bool(label) for label in labels]  # fmt: skip
+    found = text_states(bridges[0], texts, [probe.site.hook_name], position="last")[probe.site.hook_name]
+    assert (probe(found.states) > 0).tolist() == [bool(label) for label in labels]
 
 
 def test_one_text_of_a_class_holds_out_nothing(bridges: Any, some: list[str]) -> None:
