@@ -1,7 +1,7 @@
 """The one reader and writer of files that outlive a run: a folder of JSON, safetensors and a card.
 
-A folder appears whole or not at all: it is written beside its place and renamed into it. `config.json` carries a
-checksum over itself and the tensors, verified on reading. Nothing is ever unpickled.
+A folder or file appears whole or not at all: it is written beside its place and renamed into it. `config.json`
+carries a checksum over itself and the tensors, verified on reading. Nothing is ever unpickled.
 """
 
 import hashlib
@@ -12,14 +12,13 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from lrt_tl.errors import ArtifactError
+from lrt_tl.errors import ArtifactError, LrtError
 
 FORMAT_VERSION = 1
 _CONFIG, _TENSORS, _CARD = "config.json", "tensors.safetensors", "README.md"
@@ -58,6 +57,43 @@ def new_folder(folder: str | Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(scratch, ignore_errors=True)
         raise
+
+
+@contextmanager
+def new_file(path: str | Path) -> Iterator[BinaryIO]:
+    """Yield an open scratch file that becomes `path` when the block succeeds, and vanishes when it does not.
+
+    Raises:
+        ArtifactError: `path` exists already.
+    """
+    path = refuse_existing(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, scratch = tempfile.mkstemp(prefix=f".{path.name}.partial-", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            yield file
+        refuse_existing(path)
+        os.chmod(scratch, 0o666 & ~_umask())
+        os.rename(scratch, path)
+    except BaseException:
+        os.unlink(scratch)
+        raise
+
+
+@contextmanager
+def reading(path: str | Path, what: str) -> Iterator[None]:
+    """Turn whatever a parser does on bytes that it did not expect into a refusal. Around parsers only: it would hide a
+    fault of ours as well.
+
+    Raises:
+        ArtifactError: anything was raised inside the block but an `LrtError`, which passes.
+    """
+    try:
+        yield
+    except LrtError:
+        raise
+    except Exception as error:  # JSON nested too deep is a RecursionError, a wrong size a MemoryError, a key a KeyError
+        raise ArtifactError(f"{path} cannot be read as {what}: {error or type(error).__name__}") from error
 
 
 def write_text(path: Path, text: str) -> None:
@@ -113,11 +149,9 @@ def load_artifact(folder: str | Path, *, kind: str) -> tuple[dict[str, Any], dic
     for name in (_CONFIG, _TENSORS):
         if not (folder / name).is_file():
             raise ArtifactError(f"{folder} holds no {name}: it is not an lrt_tl {kind}, or it is incomplete")
-    try:
+    with reading(folder, f"an lrt_tl {kind}"):
         body = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
         tensors = load_file(folder / _TENSORS)
-    except (ValueError, SafetensorError, OSError) as error:
-        raise ArtifactError(f"{folder} cannot be read as an lrt_tl {kind}: {error}") from error
     if not isinstance(body, dict) or body.get("library") != "lrt_tl":
         raise ArtifactError(f"{folder / _CONFIG} was not written by lrt_tl")
     if body.get("format_version") != FORMAT_VERSION:

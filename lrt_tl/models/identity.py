@@ -20,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lrt_tl.errors import LrtError, MismatchError
-from lrt_tl.models.hook_names import resolve_hook_name
+from lrt_tl.models.hook_names import resolve_hook_name, spelled_as_stored
 from lrt_tl.models.protocol import HookedModel
 
 Basis = Literal["raw", "centered"]
@@ -52,7 +52,18 @@ class ModelIdentity:
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "ModelIdentity":
-        return cls(**value)
+        """Raises:
+        TypeError, ValueError: it is not what `to_json` gives.
+        """
+        identity = cls(**value)
+        texts = (identity.name, identity.revision or "", identity.tokenizer, identity.dtype)
+        if not all(isinstance(text, str) for text in texts) or identity.basis not in ("raw", "centered"):
+            raise TypeError(f"{texts} and {identity.basis!r} do not name a model")
+        if type(identity.n_layers) is not int or type(identity.d_model) is not int:
+            raise TypeError(f"{identity.n_layers!r} layers of {identity.d_model!r} dimensions are no model's")
+        if not all(isinstance(name, str) and isinstance(number, float) for name, number in identity.weights.items()):
+            raise TypeError("the fingerprint of the weights holds more than names and numbers")
+        return identity
 
 
 @dataclass(frozen=True)
@@ -83,8 +94,16 @@ class Site:
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "Site":
+        """Raises:
+        KeyError, TypeError, ValueError: it is not what `to_json` gives.
+        """
         model = None if value["model"] is None else ModelIdentity.from_json(value["model"])
-        return cls(value["hook_name"], value["d_model"], model, value.get("features", ""))
+        site = cls(value["hook_name"], value["d_model"], model, value.get("features", ""))
+        if type(site.d_model) is not int or not isinstance(site.features, str) or not isinstance(site.hook_name, str):
+            raise TypeError(f"{value!r:.80} is no point of the residual stream")
+        if site.hook_name:
+            spelled_as_stored(site.hook_name)
+        return site
 
 
 def describe_sites(sites: Sequence[Site]) -> str:

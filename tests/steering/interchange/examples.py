@@ -1,0 +1,25 @@
+"""Vectors of a model, and plain references of what other programs do with them."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lrt_tl.models.identity import site_of
+from lrt_tl.steering.vector import SteeringVector
+
+
+def vectors_of(model: Any, *layers: int) -> list[SteeringVector]:
+    """One random vector a layer."""
+    generator = torch.Generator().manual_seed(7)
+    return [
+        SteeringVector(
+            torch.randn(model.cfg.d_model, generator=generator), site_of(model, layer=layer), 2.5, {"n": layer}
+        )
+        for layer in layers
+    ]
+
+
+def directions(vectors: list[SteeringVector]) -> dict[str, Tensor]:
+    """By hook name."""
+    return {vector.site.hook_name: vector.direction for vector in vectors}
