@@ -31,8 +31,8 @@ from .steering.autoencoder import load_autoencoder as load_autoencoder
 from .steering.contrast import ContrastPair as ContrastPair
 from .steering.contrast import read_contrast_pairs as read_contrast_pairs
 from .steering.extraction import mean_difference as mean_difference
-from .steering.hooks import SteeringHandle as SteeringHandle
-from .steering.hooks import steered as steered
+from .steering.handle import SteeringHandle as SteeringHandle
+from .steering.handle import steered as steered
 from .steering.interchange.gguf import load_gguf as load_gguf
 from .steering.interchange.gguf import save_gguf as save_gguf
 from .steering.interchange.npz import load_npz as load_npz
@@ -41,6 +41,8 @@ from .steering.interchange.steering_vectors import from_steering_vectors as from
 from .steering.interchange.steering_vectors import to_steering_vectors as to_steering_vectors
 from .steering.interchange.torch_file import load_pt as load_pt
 from .steering.interchange.transformer_lens import to_interventions as to_interventions
+from .steering.probe import Probe as Probe
+from .steering.steering import Steering as Steering
 from .steering.vector import SteeringVector as SteeringVector
 from .text.documents import read_documents as read_documents
 from .transfer import TransferRun as TransferRun

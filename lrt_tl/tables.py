@@ -11,6 +11,16 @@ def html_table(rows: Mapping[str, str], *, caption: str = "") -> str:
     return f"<table style='text-align:left'>{title}{''.join(cells)}</table>"
 
 
+def html_columns(rows: Iterable[Mapping[str, str]]) -> str:
+    """One row for each mapping, of one column a key, all of it escaped."""
+    lines = []
+    for number, row in enumerate(rows):
+        if number == 0:
+            lines.append("".join(f"<th>{html.escape(name)}</th>" for name in row))
+        lines.append("".join(f"<td>{html.escape(value)}</td>" for value in row.values()))
+    return f"<table style='text-align:left'>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"
+
+
 def print_table(title: str, rows: Mapping[str, str]) -> None:
     """The same in the terminal. Nothing in it is read as markup."""
     from rich.console import Console

@@ -24,7 +24,7 @@ from lrt_tl.errors import LrtError
 from lrt_tl.models.deferred import DeferredModel
 from lrt_tl.models.identity import same_tokenizer
 from lrt_tl.models.protocol import HookedModel
-from lrt_tl.steering.hooks import require_at_rest
+from lrt_tl.steering.handle import require_at_rest
 from lrt_tl.text.batches import BATCHES_SORTED_TOGETHER, BatchCounts, Layout, TokenBatch, token_batches
 from lrt_tl.text.documents import Document, Documents, Exclusion, hash_of
 

@@ -18,7 +18,7 @@ from lrt_tl.evaluation.matched_kl import scales_of_equal_kl
 from lrt_tl.evaluation.recovery import Recovery, rank, recovery
 from lrt_tl.models.identity import identify, require_same_model
 from lrt_tl.models.protocol import HookedModel
-from lrt_tl.steering.hooks import require_at_rest
+from lrt_tl.steering.handle import require_at_rest
 from lrt_tl.steering.vector import SteeringVector
 from lrt_tl.tables import html_table
 

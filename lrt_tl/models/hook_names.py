@@ -99,3 +99,9 @@ def check_writable(model: HookedModel, hook_name: str) -> None:
 def layer_of(hook_name: str) -> int:
     """The block that a resolved hook name belongs to."""
     return int(spelled_as_stored(hook_name).split(".")[1])
+
+
+def place_of(hook_name: str) -> tuple[int, int]:
+    """Where a resolved hook name stands in the forward pass: block, and point within it."""
+    points = ("hook_resid_pre", "hook_resid_mid", "hook_resid_post")
+    return layer_of(hook_name), points.index(spelled_as_stored(hook_name).split(".")[2])

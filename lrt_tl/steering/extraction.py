@@ -13,7 +13,7 @@ from lrt_tl.models.capture import capture
 from lrt_tl.models.identity import site_of
 from lrt_tl.models.protocol import HookedModel
 from lrt_tl.steering.contrast import data_hash, read_contrast_pairs
-from lrt_tl.steering.hooks import require_at_rest
+from lrt_tl.steering.handle import require_at_rest
 from lrt_tl.steering.vector import SteeringVector
 from lrt_tl.text.batches import pad, tokenize
 

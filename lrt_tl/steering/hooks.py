@@ -1,161 +1,130 @@
-"""Adding a vector to the residual stream, as TransformerLens hooks."""
+"""Steps of steering as TransformerLens hooks."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool
 from torch import Tensor
 
 from lrt_tl.errors import LrtError
-from lrt_tl.models.attach import Attachment
-from lrt_tl.models.calls import call_from_mask, watch
-from lrt_tl.models.protocol import Hook, HookedModel
-from lrt_tl.text.positions import Positions, check_positions, select
+from lrt_tl.models.calls import Call, call_from_mask
+from lrt_tl.models.identity import special_tokens
+from lrt_tl.models.protocol import Hook
+from lrt_tl.steering.operators import Step, check_width, edit_of
+from lrt_tl.steering.probe import Probe
+from lrt_tl.text.positions import select
+from lrt_tl.text.reading import reading_weights
 
-Selector = Callable[[Tensor], Bool[Tensor, "row position"]]
-"""Which positions of an activation `[row, position, d_model]` a hook changes."""
+CallOf = Callable[[Tensor], Call | None]
+"""The call that an activation `[row, position, d_model]` is part of; None where nothing is to be done."""
+OnChange = Callable[[Step, Call, Tensor | None, Tensor, Tensor | None], None]
+"""Told of each step of each call: the columns `[row, position]` that it changes (None: all of them), and the states
+before and after (None: nothing was changed)."""
 
 
-def adding_hook(
-    delta: Float[Tensor, "d_model"],
-    selector: Selector,
-    on_change: Callable[[int], None] = lambda positions: None,
-) -> Hook:
-    """A hook that adds `delta` at the selected positions and leaves the others bit-identical.
+def steering_hooks(
+    steps: Sequence[Step], call_of: CallOf, tokenizer: Any = None, on_change: OnChange | None = None
+) -> list[tuple[str, Hook]]:
+    """`[(name, hook)]` for steps, in their order; those that read the conditions come first.
 
-    `on_change` is told how many positions each call changed. A delta of zero changes nothing at all.
+    Positions that are not selected stay bit-identical, and so does everything where a coefficient is 0.
     """
-    idle = not bool(delta.any())
+    probes = dict.fromkeys(step.when for step in steps if step.when is not None)
+    readers = [(probe.site.hook_name, _reading_hook(probe, call_of, tokenizer)) for probe in probes]
+    return [*readers, *((step.site.hook_name, _step_hook(step, call_of, tokenizer, on_change)) for step in steps)]
 
-    def add(activation: Tensor, hook: object) -> Tensor | None:
-        if activation.shape[-1] != len(delta):
-            raise LrtError(f"a vector of {len(delta)} dimensions cannot be added to states of {activation.shape[-1]}")
-        selected = selector(activation).to(activation.device)
-        on_change(0 if idle else int(selected.sum()))
-        if idle:
+
+def _step_hook(step: Step, call_of: CallOf, tokenizer: Any, on_change: OnChange | None) -> Hook:
+    edit = edit_of(step)
+
+    def steer(activation: Tensor, hook: object) -> Tensor | None:
+        check_width(activation, step)
+        call = call_of(activation)
+        if call is None:
             return None
-        return torch.where(selected[..., None], activation + delta.to(activation), activation)
+        selected = None if step.idle else _selected(step, call, tokenizer)
+        steered: Tensor | None = None if step.idle else edit(activation)
+        if steered is not None and selected is not None:
+            selected = selected.to(activation.device)
+            steered = torch.where(selected[..., None], steered, activation)
+        if on_change is not None:
+            on_change(step, call, selected, activation, steered)
+        return steered
 
-    return add
-
-
-class SteeringHandle:
-    """A vector at work on a model, until `remove()`."""
-
-    def __init__(
-        self,
-        model: HookedModel,
-        hook_name: str,
-        delta: Float[Tensor, "d_model"],
-        *,
-        coefficient: float,
-        positions: Positions,
-    ) -> None:
-        self.hook_name = hook_name
-        self.coefficient = coefficient
-        self.positions = positions
-        self.calls = 0
-        """Forward passes that reached the hook point."""
-        self.positions_touched = 0
-        """Positions changed, over all rows of all calls."""
-        check_positions(positions)
-        watcher = watch(model)
-        self._release: Callable[[], None] | None = watcher.release
-        try:
-            hook = adding_hook(delta, lambda act: select(positions, watcher.current(act)), self._count)
-            self._attachment = Attachment(model, [(hook_name, hook)])
-        except BaseException:
-            watcher.release()
-            raise
-        self._listed = _handles.setdefault(model, [])
-        self._listed.append(self)
-
-    def _count(self, positions: int) -> None:
-        self.calls += 1
-        self.positions_touched += positions
-
-    def remove(self) -> None:
-        """Take the vector off. A second time does nothing."""
-        self._attachment.remove()
-        if self._release is not None:
-            self._release()
-            self._release = None
-            self._listed.remove(self)
-
-    def is_at_work(self) -> bool:
-        """False after `remove()`, and after `model.reset_hooks()`, which takes off everybody's hooks."""
-        return self._attachment.is_on()
-
-    def __repr__(self) -> str:
-        state = "at work" if self.is_at_work() else "removed"
-        return (
-            f"SteeringHandle({self.hook_name} × {self.coefficient:g}, {self.positions!r}, {state}: "
-            f"{self.calls} calls, {self.positions_touched} positions touched)"
-        )
+    return steer
 
 
-_handles: "WeakKeyDictionary[Any, list[SteeringHandle]]" = WeakKeyDictionary()
-
-
-def steered(model: HookedModel) -> list[SteeringHandle]:
-    """The handles of the vectors that are attached to a model now, also of those whose handle was lost.
-
-    `for handle in steered(model): handle.remove()` takes all of them off.
-    """
-    for handle in list(_handles.get(model, [])):
-        if not handle.is_at_work():
-            handle.remove()
-    return list(_handles.get(model, []))
-
-
-def require_at_rest(model: HookedModel) -> None:
-    """Refuse to measure a model that something would silently change.
-
-    Raises:
-        LrtError: a steering vector is attached to it, or it is a Bridge in training mode, with dropout.
-    """
-    if handles := steered(model):
+def _selected(step: Step, call: Call, tokenizer: Any) -> Bool[Tensor, "row position"] | None:
+    """The columns that a step changes; None for all of them, which is said without looking."""
+    if step.when is None:
+        everything = step.positions == "all" and call.text_columns is None
+        return None if everything else select(step.positions, call, tokenizer)
+    said = call.text.known.get(step.when)
+    if said is None:
         raise LrtError(
-            f"{model.cfg.model_name} is being steered by {handles}: take that off first, with "
-            "for handle in lrt_tl.steered(model): handle.remove()"
+            "a condition is read on the prompt, and this call goes on from a KV cache that was filled before the "
+            "vector was attached: give the model the whole prompt"
         )
-    if getattr(getattr(model, "original_model", None), "training", False):
-        raise LrtError(f"{model.cfg.model_name} is in training mode, where dropout is random: call model.eval() first")
+    chosen = select(step.positions, call, tokenizer)
+    return chosen & said[:, None].to(chosen.device)
 
 
-def fixed_selector(positions: Positions, *, tokens: Tensor | None = None, mask: Tensor | None = None) -> Selector:
-    """A selector for hooks that are handed to `model.hooks` or `run_with_hooks`, where nothing but activations is seen.
+def _reading_hook(probe: Probe, call_of: CallOf, tokenizer: Any) -> Hook:
+    """Note to which rows a condition says yes."""
+
+    def read(activation: Tensor, hook: object) -> None:
+        call = call_of(activation)
+        if call is None or call.past > 0:  # then the prompt has been read
+            return
+        n_prompt = min(call.prompt_columns, call.n_positions)
+        states = activation[:, :n_prompt].detach()
+        weights = reading_weights(probe.position, call, _content(call, tokenizer), tokenizer)[:, :n_prompt]
+        if not (weights.sum(1) > 0.5).all():
+            row = int((weights.sum(1) <= 0.5).nonzero()[0])
+            raise LrtError(f"a condition reads position={probe.position!r}, and the prompt of row {row} has none")
+        weights = weights.to(states.device, torch.promote_types(states.dtype, torch.float32))
+        read_at = torch.einsum("rp,rpd->rd", weights, states.to(weights.dtype).masked_fill(weights[..., None] == 0, 0))
+        call.text.known[probe] = probe(read_at) > probe.threshold
+
+    return read
+
+
+def _content(call: Call, tokenizer: Any) -> Bool[Tensor, "row position"]:
+    """The prompt's tokens that are not special."""
+    if tokenizer is None:
+        raise LrtError("a condition is read at tokens that are not special: that needs a tokenizer")
+    special = torch.tensor(sorted(special_tokens(tokenizer)), dtype=torch.long, device=call.mask.device)
+    return call.mask & ~call.generated & ~torch.isin(call.tokens, special)
+
+
+def known_call(tokens: Tensor | None, mask: Tensor | None) -> CallOf:
+    """For hooks that are handed to `model.hooks` or `run_with_hooks`, where nothing but activations is seen.
 
     Args:
         tokens: `[row, position]`, the batch that the model will be run on.
         mask: `[row, position]`, True or 1 at text; without it all of `tokens` is text.
 
     Raises:
-        LrtError: what was asked for cannot be known there: what is generated, or positions without tokens or mask.
-            When the hook runs: the activations are not of the batch that was given.
+        LrtError: the two differ in shape. When the hook runs: the activations are not of the batch that was given.
     """
-    check_positions(positions)
-    if positions == "generated":
-        raise LrtError("a bare hook cannot tell what is generated: use vector.apply(model, positions='generated')")
-    if mask is None and tokens is not None:
-        mask = torch.ones_like(tokens)
-    if mask is None:
-        if positions == "all":
-            return lambda activation: torch.ones(activation.shape[:2], dtype=torch.bool, device=activation.device)
-        raise LrtError(f"positions={positions!r} needs tokens= or mask=, those that the model will be run on")
-    if mask.ndim != 2 or (tokens is not None and tokens.shape != mask.shape):
+    given = tokens if mask is None else mask
+    if given is None:
+        return lambda act: call_from_mask(
+            torch.ones(act.shape[:2], dtype=torch.bool, device=act.device), n_positions=act.shape[1]
+        )
+    if given.ndim != 2 or (tokens is not None and tokens.shape != given.shape):
         shapes = {name: tuple(x.shape) for name, x in (("tokens", tokens), ("mask", mask)) if x is not None}
         raise LrtError(f"tokens and mask must both be [row, position], not {shapes}")
-    chosen = select(positions, call_from_mask(mask.bool(), n_positions=mask.shape[1]))
+    text = torch.ones_like(given, dtype=torch.bool) if mask is None else mask.bool()
 
-    def selector(activation: Tensor) -> Tensor:
-        if activation.shape[:2] != chosen.shape:
+    def call_of(activation: Tensor) -> Call:
+        if activation.shape[:2] != text.shape:
             raise LrtError(
-                f"the hook saw {tuple(activation.shape[:2])} rows and positions, not the {tuple(chosen.shape)} that it "
-                "was made for: make hooks for each batch, and steer generation with vector.apply(model)"
+                f"the hook saw {tuple(activation.shape[:2])} rows and positions, not the {tuple(text.shape)} that it "
+                "was made for: make hooks for each batch, and steer generation with apply(model)"
             )
-        return chosen
+        return call
 
-    return selector
+    call = call_from_mask(text, n_positions=text.shape[1], tokens=tokens)
+    return call_of

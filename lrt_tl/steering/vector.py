@@ -1,27 +1,28 @@
 """The steering vector: a difference of residual-stream states, and where it lives."""
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from lrt_tl.artifacts import load_artifact, save_artifact
-from lrt_tl.errors import ArtifactError, LrtError, MismatchError
-from lrt_tl.models.hook_names import check_writable, resolve_hook_name
-from lrt_tl.models.identity import Site, identify, require_same_model
+from lrt_tl.errors import ArtifactError, LrtError
+from lrt_tl.models.identity import Site, require_same_site
 from lrt_tl.models.protocol import Hook, HookedModel
-from lrt_tl.steering.hooks import SteeringHandle, adding_hook, fixed_selector
+from lrt_tl.steering.handle import SteeringHandle
+from lrt_tl.steering.operators import Operator, Step, check_direction
+from lrt_tl.steering.probe import Probe
+from lrt_tl.steering.steering import Steering
 from lrt_tl.text.positions import Positions
 
 KIND = "steering_vector"
-Scale = Literal["vector", "residual"]
-"""The unit of a coefficient: the vector itself, or the median norm of the residual stream at its site."""
+Scale = Literal["vector", "unit", "residual"]
+"""The unit of a coefficient: the vector itself, the vector at length 1, or the median norm of the residual stream at
+its site."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,12 +42,7 @@ class SteeringVector:
     """How it was made: the method, its data, and the map that carried it, if one did."""
 
     def __post_init__(self) -> None:
-        if self.direction.shape != (self.site.d_model,):
-            raise LrtError(f"a vector of shape {tuple(self.direction.shape)} is not one of {self.site}")
-        if not torch.isfinite(self.direction).all():
-            raise LrtError("the steering vector holds NaN or infinity")
-        if not self.direction.any():
-            raise LrtError("the steering vector is zero: it points nowhere")
+        check_direction(self.direction, self.site)
 
     @property
     def norm(self) -> float:
@@ -57,7 +53,71 @@ class SteeringVector:
         """The same direction with another length."""
         return replace(self, direction=self.direction * (norm / self.norm))
 
-    @contextmanager
+    def __mul__(self, factor: float) -> "SteeringVector":
+        return replace(self, direction=factor * self.direction)
+
+    __rmul__ = __mul__
+
+    def __neg__(self) -> "SteeringVector":
+        return -1.0 * self
+
+    def __add__(self, other: "SteeringVector") -> "SteeringVector":
+        """The sum of two vectors of one site. Vectors of several sites go together as `a.add() + b.add()`."""
+        if not isinstance(other, SteeringVector):
+            return NotImplemented
+        require_same_site(self.site, other.site, what="the other vector")
+        sources = [vector.provenance for vector in (self, other)]
+        return SteeringVector(
+            self.direction + other.direction, self.site, self.residual_norm, {"method": "sum", "of": sources}
+        )
+
+    def __sub__(self, other: "SteeringVector") -> "SteeringVector":
+        return self + -other if isinstance(other, SteeringVector) else NotImplemented
+
+    def add(
+        self,
+        coefficient: float = 1.0,
+        *,
+        positions: Positions = "all",
+        scale: Scale = "vector",
+        when: Probe | None = None,
+    ) -> Steering:
+        """Add coefficient × vector to the residual stream at the vector's site.
+
+        Args:
+            coefficient: in units of `scale`.
+            positions: where and when: see `text.positions`; right under padding and a KV cache.
+            scale: `"vector"`; `"unit"` for the vector at length 1; `"residual"` for a fraction of the median residual
+                norm there.
+            when: steer only rows whose prompt this probe says yes to.
+
+        Raises:
+            LrtError: the coefficient is not finite, the scale is unknown or not known here, or the positions cannot be.
+        """
+        return self._step("add", self.strength(coefficient, scale=scale), positions=positions, when=when)
+
+    def rotate(
+        self,
+        coefficient: float = 1.0,
+        *,
+        positions: Positions = "all",
+        scale: Scale = "vector",
+        when: Probe | None = None,
+    ) -> Steering:
+        """Add, and give each state back the norm that it had. Arguments and refusals are those of `add`."""
+        return self._step("rotate", self.strength(coefficient, scale=scale), positions=positions, when=when)
+
+    def ablate(self, coefficient: float = 1.0, *, positions: Positions = "all", when: Probe | None = None) -> Steering:
+        """Take the component along the vector away, or that share of it (Arditi et al. 2024, arXiv 2406.11717)."""
+        return self._step("ablate", coefficient, positions=positions, when=when)
+
+    def clamp(
+        self, value: float, coefficient: float = 1.0, *, positions: Positions = "all", when: Probe | None = None
+    ) -> Steering:
+        """Make the component along the unit vector `value`, in the residual stream's units, or go that share of the
+        way."""
+        return self._step("clamp", coefficient, value=value, positions=positions, when=when)
+
     def apply(
         self,
         model: HookedModel,
@@ -65,23 +125,12 @@ class SteeringVector:
         *,
         positions: Positions = "all",
         scale: Scale = "vector",
-    ) -> Iterator[SteeringHandle]:
-        """Steer a model inside a `with` block: add coefficient × vector to the residual stream at the vector's site.
-
-        Args:
-            coefficient: in units of `scale`.
-            positions: `"all"`, `"prompt"`, `"generated"`, or absolute positions; right under padding and a KV cache.
-            scale: `"vector"`, or `"residual"` for a fraction of the median residual norm there.
-
-        Raises:
-            MismatchError: the vector belongs to another model, basis or hook point.
-            LrtError: the positions or the scale cannot be used.
-        """
-        handle = self.attach(model, coefficient, positions=positions, scale=scale)
-        try:
-            yield handle
-        finally:
-            handle.remove()
+        when: Probe | None = None,
+        log: bool = False,
+    ) -> AbstractContextManager[SteeringHandle]:
+        """Steer a model inside a `with` block: `add(…).apply(model)`. See there, and `Steering.apply`."""
+        self.check_model(model)
+        return self.add(coefficient, positions=positions, scale=scale, when=when).apply(model, log=log)
 
     def attach(
         self,
@@ -90,11 +139,12 @@ class SteeringVector:
         *,
         positions: Positions = "all",
         scale: Scale = "vector",
+        when: Probe | None = None,
+        log: bool = False,
     ) -> SteeringHandle:
-        """Steer a model until the handle's `remove()`. Arguments and refusals are those of `apply`."""
+        """Steer a model until the handle's `remove()`: `add(…).attach(model)`."""
         self.check_model(model)
-        delta = self.delta(coefficient, scale=scale)
-        return SteeringHandle(model, self.site.hook_name, delta, coefficient=coefficient, positions=positions)
+        return self.add(coefficient, positions=positions, scale=scale, when=when).attach(model, log=log)
 
     def hooks(
         self,
@@ -104,19 +154,11 @@ class SteeringVector:
         scale: Scale = "vector",
         tokens: Tensor | None = None,
         mask: Tensor | None = None,
+        tokenizer: Any = None,
     ) -> list[tuple[str, Hook]]:
-        """`[(name, hook)]` for `model.hooks(fwd_hooks=…)` and `model.run_with_hooks(…)`, together with other hooks.
-
-        Args:
-            tokens: `[row, position]`, the batch that the model will be run on; not needed for `positions="all"`.
-            mask: `[row, position]`, True or 1 at text.
-
-        Raises:
-            LrtError: what is asked for cannot be decided from activations, `tokens` and `mask`. The model is not known
-                here, so it is not checked.
-        """
-        selector = fixed_selector(positions, tokens=tokens, mask=mask)
-        return [(self.site.hook_name, adding_hook(self.delta(coefficient, scale=scale), selector))]
+        """`[(name, hook)]` for `model.hooks(fwd_hooks=…)` and `model.run_with_hooks(…)`: `add(…).hooks(…)`."""
+        steering = self.add(coefficient, positions=positions, scale=scale)
+        return steering.hooks(tokens=tokens, mask=mask, tokenizer=tokenizer)
 
     def delta(self, coefficient: float, *, scale: Scale = "vector") -> Float[Tensor, "d_model"]:
         """What is added to a state.
@@ -132,8 +174,10 @@ class SteeringVector:
             raise LrtError(f"coefficient={coefficient}: it must be a finite number")
         if scale == "vector":
             return coefficient
+        if scale == "unit":
+            return coefficient / self.norm
         if scale != "residual":
-            raise LrtError(f"scale={scale!r}: use 'vector' or 'residual'")
+            raise LrtError(f"scale={scale!r}: use 'vector', 'unit' or 'residual'")
         if self.residual_norm is None:
             raise LrtError("this vector does not know the residual norm at its site: use scale='vector'")
         return coefficient * self.residual_norm / self.norm
@@ -143,14 +187,11 @@ class SteeringVector:
         MismatchError: the vector is not one of this model's.
         LrtError: the model lacks the vector's hook point, or does not let the residual stream be changed there.
         """
-        if self.site.d_model != model.cfg.d_model:
-            raise MismatchError(
-                f"the vector has {self.site.d_model} dimensions, {model.cfg.model_name} has {model.cfg.d_model}: carry "
-                "it over with affine_map.transport(vector)"
-            )
-        check_writable(model, resolve_hook_name(model, hook_name=self.site.hook_name))
-        if self.site.model is not None:
-            require_same_model(self.site.model, identify(model), what="the vector")
+        self.add().check_model(model)
+
+    def _step(self, operator: Operator, coefficient: float, **options: Any) -> Steering:
+        step = Step(operator, self.direction, self.site, coefficient, provenance=self.provenance, **options)
+        return Steering((step,))
 
     def save(self, folder: str | Path) -> Path:
         """Write the vector to a new folder: `config.json`, `tensors.safetensors`, `README.md`.

@@ -18,7 +18,7 @@ from lrt_tl.models.hook_names import resolve_hook_name
 from lrt_tl.models.loading import load_model
 from lrt_tl.models.protocol import HookedModel
 from lrt_tl.steering.autoencoder import Autoencoder, as_stored, top
-from lrt_tl.steering.hooks import require_at_rest
+from lrt_tl.steering.handle import require_at_rest
 from lrt_tl.storyworld.language import documents
 from lrt_tl.storyworld.recipe import AutoencoderRecipe, read_recipe
 from lrt_tl.text.batches import token_batches

@@ -11,7 +11,7 @@ from torch import Tensor
 from lrt_tl.errors import ArtifactError, LrtError, MismatchError
 from lrt_tl.models.identity import Site, site_of
 from lrt_tl.models.loading import load_model
-from lrt_tl.steering.hooks import require_at_rest, steered
+from lrt_tl.steering.handle import require_at_rest, steered
 from lrt_tl.steering.vector import SteeringVector
 from tests.checkpoints import CLASSES, hooked_only
 from tests.steering.reference import CHOSEN, steered_greedy, steered_logits
@@ -196,7 +196,7 @@ def test_the_unit_of_the_coefficient(model: Any) -> None:
         torch.testing.assert_close(model(torch.tensor(ROWS[:1])), by_residual, atol=1e-5, rtol=1e-5)
     with pytest.raises(LrtError, match="does not know the residual norm"):
         SteeringVector(vector.direction, vector.site).delta(1.0, scale="residual")
-    with without_type_checks(), pytest.raises(LrtError, match="'vector' or 'residual'"):
+    with without_type_checks(), pytest.raises(LrtError, match="'vector', 'unit' or 'residual'"):
         vector.delta(1.0, scale="neither")  # type: ignore[arg-type]
 
 

@@ -1,6 +1,6 @@
 """What all formats share: bare arrays of numbers become vectors of a model, and vectors the outputs of blocks."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -71,7 +71,7 @@ def by_output_layer(vectors: Iterable[SteeringVector], *, what: str) -> dict[int
         found[layer] = vector
     if not found:
         raise LrtError(f"{what}: there are no vectors")
-    _require_one_model([vector.site for vector in found.values()])
+    require_one_model([vector.site for vector in found.values()])
     return dict(sorted(found.items()))
 
 
@@ -90,7 +90,10 @@ def output_layer(site: Site, *, what: str) -> int:
     raise LrtError(f"{what} takes vectors at the output of a block (hook_resid_post), and this one is at {site}")
 
 
-def _require_one_model(sites: list[Site]) -> None:
+def require_one_model(sites: Sequence[Site]) -> None:
+    """Raises:
+    MismatchError: they are sites of two models.
+    """
     for site in sites[1:]:
         if site.d_model != sites[0].d_model:
             raise MismatchError(

@@ -4,38 +4,19 @@ A remote model runs no hooks of ours. It takes one specification for each hook p
 `"pos"` in it where it is not for all positions.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from numbers import Integral
-from typing import Any, Protocol
+from typing import Any
 
 from torch import Tensor
 
 from lrt_tl.errors import LrtError
-from lrt_tl.models.identity import Site
-from lrt_tl.steering.interchange.directions import output_layer
+from lrt_tl.steering.interchange.directions import output_layer, require_one_model
+from lrt_tl.steering.steering import Steering
+from lrt_tl.text.positions import Positions
 
 
-class _Step(Protocol):
-    @property
-    def operator(self) -> str: ...
-    @property
-    def direction(self) -> Tensor: ...
-    @property
-    def site(self) -> Site: ...
-    @property
-    def coefficient(self) -> float: ...
-    @property
-    def positions(self) -> Any: ...
-    @property
-    def when(self) -> object: ...
-
-
-class _Steering(Protocol):
-    @property
-    def steps(self) -> Sequence[_Step]: ...
-
-
-def to_interventions(steering: _Steering) -> dict[str, dict[str, Any]]:
+def to_interventions(steering: Steering) -> dict[str, dict[str, Any]]:
     """What does the same to a remote model: `remote(tokens, intervene=to_interventions(vector.add(4.0)))`.
 
     Steps at one hook point and the same positions are added up. `"pos"` counts from the first column of the batch, so
@@ -49,21 +30,21 @@ def to_interventions(steering: _Steering) -> dict[str, dict[str, Any]]:
         LrtError: a step cannot be said so: it does more than add, has a condition, is elsewhere than at the output of a
             block, is for positions that depend on the text or on generation, or for others than a step at the same hook
             point. The message names it.
+        MismatchError: the steps are of two models.
     """
+    require_one_model([step.site for step in steering.steps])
     values: dict[str, Tensor] = {}
     at: dict[str, list[int] | None] = {}
     for number, step in enumerate(steering.steps):
-        what = f"step {number} ({step.operator} at {step.site}, positions {step.positions!r})"
+        what = f"step {number} ({step!r}) cannot be run remotely"
         if step.operator != "add":
-            raise LrtError(f"{what} cannot be run remotely: of our operators only 'add' is one of TransformerLens's")
+            raise LrtError(f"{what}: of our operators only 'add' is one of TransformerLens's")
         if step.when is not None:
-            raise LrtError(f"{what} cannot be run remotely: it has a condition, which is read off the model's states")
-        name = f"blocks.{output_layer(step.site, what=f'{what} cannot be run remotely: a remote model')}.hook_out"
+            raise LrtError(f"{what}: it has a condition, which is read off the model's states")
+        name = f"blocks.{output_layer(step.site, what=f'{what}: a remote model')}.hook_out"
         places = _absolute(step.positions, what)
         if name in at and at[name] != places:
-            raise LrtError(
-                f"{what} cannot be run remotely: {name} takes one set of positions, and has {at[name]} already"
-            )
+            raise LrtError(f"{what}: {name} takes one set of positions, and has {at[name]} already")
         at[name] = places
         values[name] = values.get(name, 0) + step.coefficient * step.direction
     return {
@@ -72,14 +53,15 @@ def to_interventions(steering: _Steering) -> dict[str, dict[str, Any]]:
     }
 
 
-def _absolute(positions: Any, what: str) -> list[int] | None:
+def _absolute(positions: Positions, what: str) -> list[int] | None:
     """Positions as numbers from 0; None for all."""
     if positions == "all":
         return None
-    if isinstance(positions, dict) and len(positions) == 1:
-        positions = range(positions["first"]) if "first" in positions else positions.get("at", positions)
-    if isinstance(positions, Integral):
-        positions = [positions]
-    if isinstance(positions, str | dict) or not all(isinstance(p, Integral) and int(p) >= 0 for p in positions):
-        raise LrtError(f"{what} cannot be run remotely: there positions are 'all', or numbers from 0")
-    return sorted({int(place) for place in positions})
+    if isinstance(positions, Mapping) and "first" in positions:
+        return list(range(positions["first"]))
+    places: Any = positions.get("at") if isinstance(positions, Mapping) else positions
+    if isinstance(places, Integral):
+        return [int(places)]
+    if places is None or isinstance(places, str):
+        raise LrtError(f"{what}: there positions are 'all', or numbers from 0")
+    return sorted({int(place) for place in places})

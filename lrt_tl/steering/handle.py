@@ -1,0 +1,125 @@
+"""What is attached to a model: the handle that takes it off, and the list of all of them."""
+
+from collections.abc import Sequence
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from torch import Tensor
+
+from lrt_tl.errors import LrtError
+from lrt_tl.models.attach import Attachment
+from lrt_tl.models.calls import Call, CallWatcher, Text, watch
+from lrt_tl.models.protocol import HookedModel
+from lrt_tl.steering.hooks import steering_hooks
+from lrt_tl.steering.log import SteeringLog
+from lrt_tl.steering.operators import Step
+
+
+class SteeringHandle:
+    """Steps at work on a model, until `remove()`."""
+
+    def __init__(self, model: HookedModel, steps: Sequence[Step], *, log: bool = False) -> None:
+        self.steps = tuple(steps)
+        self.calls = 0
+        """Forward passes that reached the first hook point."""
+        self.log = SteeringLog(self.steps) if log else None
+        """What was done in each call, where that was asked for."""
+        self._changes: list[Tensor | int] = []
+        self._text: Text | None = None
+        self._columns: list[tuple[Call, Tensor | None, bool]] = []
+        self._model = model
+        self._watcher: CallWatcher | None = watch(model)
+        try:
+            hooks = steering_hooks(self.steps, self._current, model.tokenizer, self._note)
+            self._attachment = Attachment(model, hooks)
+        except BaseException:
+            self._watcher.release()
+            raise
+        self._listed = _handles.setdefault(model, [])
+        self._listed.append(self)
+
+    def _current(self, activation: Tensor) -> Call | None:
+        watcher = self._watcher
+        return None if watcher is None or watcher.paused else watcher.current(activation)
+
+    def _note(self, step: Step, call: Call, selected: Tensor | None, before: Tensor, after: Tensor | None) -> None:
+        if step is self.steps[0]:
+            self.calls += 1
+        if call.text is not self._text:
+            self._text, self._columns = call.text, []
+        self._columns.append((call, selected, after is not None))
+        if after is not None:
+            self._changes.append(call.rows * call.n_positions if selected is None else selected.sum())
+        if self.log is not None:
+            self.log.note(step, call, selected, before, after)
+
+    @property
+    def positions_touched(self) -> int:
+        """Positions changed, over all rows of all calls; one that two steps change counts twice."""
+        self._changes = [sum(int(change) for change in self._changes)]
+        return int(self._changes[0])
+
+    @property
+    def changed(self) -> list[list[int]]:
+        """Of each row of the text that the model was last run on, with its continuation: which positions were changed,
+        counted from the row's first token."""
+        rows: list[set[int]] = [set() for _ in range(self._columns[0][0].rows if self._columns else 0)]
+        for call, selected, changed in self._columns:
+            chosen = call.mask if selected is None else selected.to(call.mask.device)
+            for row, index, columns in zip(rows, call.index, chosen, strict=True):
+                row.update(index[columns].tolist() if changed else ())
+        return [sorted(row) for row in rows]
+
+    def remove(self) -> None:
+        """Take it all off. A second time does nothing."""
+        self._attachment.remove()
+        if self._watcher is not None:
+            self._watcher.release()
+            self._watcher = None
+            self._listed.remove(self)
+
+    def finish(self) -> None:
+        """Measure what the log still lacks, which takes a few forward passes, and take it all off."""
+        try:
+            if self.log is not None and self._watcher is not None and self.is_at_work():
+                self.log.measure(self._model, self._watcher)
+        finally:
+            self.remove()
+
+    def is_at_work(self) -> bool:
+        """False after `remove()`, and after `model.reset_hooks()`, which takes off everybody's hooks."""
+        return self._attachment.is_on()
+
+    def __repr__(self) -> str:
+        state = "at work" if self.is_at_work() else "removed"
+        steps = "; ".join(map(repr, self.steps))
+        return f"SteeringHandle({steps}, {state}: {self.calls} calls, {self.positions_touched} positions touched)"
+
+
+_handles: "WeakKeyDictionary[Any, list[SteeringHandle]]" = WeakKeyDictionary()
+
+
+def steered(model: HookedModel) -> list[SteeringHandle]:
+    """The handles of what is attached to a model now, also of those whose handle was lost.
+
+    `for handle in steered(model): handle.remove()` takes all of them off.
+    """
+    for handle in list(_handles.get(model, [])):
+        if not handle.is_at_work():
+            handle.remove()
+    return list(_handles.get(model, []))
+
+
+def require_at_rest(model: HookedModel) -> None:
+    """Refuse to measure a model that something would silently change.
+
+    Raises:
+        LrtError: a steering vector is attached to it, or it is a Bridge in training mode, with dropout.
+    """
+    if handles := steered(model):
+        raise LrtError(
+            f"{model.cfg.model_name} is being steered by {handles}: take that off first, with "
+            "for handle in lrt_tl.steered(model): handle.remove()"
+        )
+    if getattr(getattr(model, "original_model", None), "training", False):
+        raise LrtError(f"{model.cfg.model_name} is in training mode, where dropout is random: call model.eval() first")

@@ -1,0 +1,250 @@
+"""Steering: what is done to a model, in order, and the ways to do it."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lrt_tl.artifacts import load_artifact, save_artifact
+from lrt_tl.errors import ArtifactError, LrtError, MismatchError
+from lrt_tl.models.hook_names import check_writable, place_of, resolve_hook_name
+from lrt_tl.models.identity import Site, identify, require_same_model
+from lrt_tl.models.protocol import Hook, HookedModel
+from lrt_tl.steering.handle import SteeringHandle
+from lrt_tl.steering.hooks import known_call, steering_hooks
+from lrt_tl.steering.operators import Step
+from lrt_tl.steering.probe import Probe
+from lrt_tl.text.positions import Positions, positions_to_json
+
+KIND = "steering"
+_SAME_DIRECTION = 0.999
+"""Cosine above which two directions are taken for one."""
+
+
+@dataclass(frozen=True, eq=False)
+class Steering:
+    """Steps of steering, of one or several vectors on one or several layers.
+
+    Order: at one hook point the steps are done as they are written, left to right; at different ones as the forward
+    pass comes to them. `a + b` is a, then b; `2 * a` multiplies every coefficient.
+
+    Raises:
+        LrtError: there is no step, or two of them contradict one another (see `check_agreement`).
+    """
+
+    steps: tuple[Step, ...]
+
+    def __post_init__(self) -> None:
+        if not self.steps:
+            raise LrtError("there is nothing to steer with: a Steering needs a step")
+        check_agreement(self.steps)
+
+    def __add__(self, other: "Steering") -> "Steering":
+        return Steering(self.steps + other.steps) if isinstance(other, Steering) else NotImplemented
+
+    def __radd__(self, other: object) -> "Steering":
+        return self if other == 0 else NotImplemented  # so that sum(…) begins
+
+    def __mul__(self, factor: float) -> "Steering":
+        return Steering(tuple(step.times(factor) for step in self.steps))
+
+    __rmul__ = __mul__
+
+    def at(self, positions: Positions) -> "Steering":
+        """The same at other positions, in all steps."""
+        return Steering(tuple(replace(step, positions=positions) for step in self.steps))
+
+    def given(self, when: Probe | None) -> "Steering":
+        """The same, only in rows whose prompt the probe says yes to."""
+        return Steering(tuple(replace(step, when=when) for step in self.steps))
+
+    @contextmanager
+    def apply(self, model: HookedModel, *, log: bool = False) -> Iterator[SteeringHandle]:
+        """Steer a model inside a `with` block.
+
+        Args:
+            log: keep a record of every call in `handle.log`: projections before and after, positions, and on a sample
+                of the calls KL to the unsteered model, which is measured as the block ends.
+
+        Raises:
+            MismatchError: a vector or a condition belongs to another model, basis or hook point.
+            LrtError: a position is beyond the model's context, a token beyond its vocabulary, or a condition is read
+                after the layer that it is to decide about.
+        """
+        handle = self.attach(model, log=log)
+        try:
+            yield handle
+            handle.finish()
+        finally:
+            handle.remove()
+
+    def attach(self, model: HookedModel, *, log: bool = False) -> SteeringHandle:
+        """Steer a model until the handle's `remove()`. Arguments and refusals are those of `apply`."""
+        self.check_model(model)
+        return SteeringHandle(model, self.steps, log=log)
+
+    def hooks(
+        self, *, tokens: Tensor | None = None, mask: Tensor | None = None, tokenizer: Any = None
+    ) -> list[tuple[str, Hook]]:
+        """`[(name, hook)]` for `model.hooks(fwd_hooks=…)` and `model.run_with_hooks(…)`, together with other hooks.
+
+        Args:
+            tokens: `[row, position]`, the batch that the model will be run on; not needed for `positions="all"`.
+            mask: `[row, position]`, True or 1 at text.
+            tokenizer: for substrings, and for conditions.
+
+        Raises:
+            LrtError: what is asked for cannot be decided from activations, `tokens` and `mask`. The model is not known
+                here, so it is not checked.
+        """
+        for step in self.steps:
+            positions = step.positions
+            if positions == "generated" or (isinstance(positions, dict) and "generated" in positions):
+                raise LrtError("a bare hook cannot tell what is generated: use apply(model) for positions='generated'")
+            if tokens is None and (step.when is not None or (positions != "all" and mask is None)):
+                raise LrtError(f"positions={positions!r} needs tokens= or mask=, those that the model will be run on")
+        return steering_hooks(self.steps, known_call(tokens, mask), tokenizer)
+
+    def check_model(self, model: HookedModel) -> None:
+        """Raises as `apply` says."""
+        for step in self.steps:
+            _check_site(step.site, model, what="the vector")
+            check_writable(model, resolve_hook_name(model, hook_name=step.site.hook_name))
+            _check_positions_of(step.positions, model)
+            for probe in (step.when, step.reads):
+                if probe is not None:
+                    _check_site(probe.site, model, what="the probe")
+            if step.when is not None and place_of(step.when.site.hook_name) > place_of(step.site.hook_name):
+                raise LrtError(
+                    f"the condition is read at {step.when.site}, after {step.site}, where it is to decide: read it at "
+                    "that layer or before it"
+                )
+
+    def save(self, folder: str | Path) -> Path:
+        """Write it to a new folder: `config.json`, `tensors.safetensors`, `README.md`.
+
+        Raises:
+            ArtifactError: the folder exists.
+        """
+        parts = [_step_parts(step, f"step_{number}") for number, step in enumerate(self.steps)]
+        config = {"steps": [configuration for configuration, _ in parts]}
+        tensors = {name: tensor for _, named in parts for name, tensor in named.items()}
+        return save_artifact(folder, kind=KIND, config=config, tensors=tensors, card=self._card())
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "Steering":
+        """Read it back.
+
+        Raises:
+            ArtifactError: the folder is not a whole, unaltered steering.
+        """
+        config, tensors = load_artifact(folder, kind=KIND)
+        try:
+            return cls(tuple(_step_from(each, f"step_{n}", tensors) for n, each in enumerate(config["steps"])))
+        except (KeyError, TypeError, AttributeError, LrtError) as error:
+            raise ArtifactError(f"{folder} is not a whole steering: {error!r}") from error
+
+    def __repr__(self) -> str:
+        return f"Steering({'; '.join(map(repr, self.steps))})"
+
+    def _card(self) -> str:
+        lines = [f"# Steering of {self.steps[0].site}", "", *(f"1. {step!r}" for step in self.steps), "", "```python"]
+        lines += ["import lrt_tl as lrt", 'steering = lrt.Steering.load("this folder")', "with steering.apply(model):"]
+        return "\n".join([*lines, '    model.generate("…")', "```"])
+
+
+def check_agreement(steps: Sequence[Step]) -> None:
+    """Raises:
+    LrtError: of two steps on one direction at one hook point, that could meet at a position, the second undoes the
+        first: it fixes the component (clamp, or a whole ablation) that the first has just set or moved.
+    """
+    for number, second in enumerate(steps):
+        fixes = second.operator == "clamp" or second.operator == "ablate"
+        for first in steps[:number]:
+            if fixes and second.coefficient == 1 and first.coefficient and _meet(first, second):
+                raise LrtError(
+                    f"{second!r} undoes {first!r}: both are of one direction. Leave one out, give them different "
+                    "positions, or write the one that fixes the component first"
+                )
+
+
+def _meet(first: Step, second: Step) -> bool:
+    """Whether two steps move one direction at one hook point, where nothing shows that their positions differ."""
+    if first.site.hook_name != second.site.hook_name or first.when is not second.when:
+        return False
+    if len(first.direction) != len(second.direction) or second.reads is not None:
+        return False
+    cosine = torch.cosine_similarity(first.direction, second.direction, dim=0).abs()
+    one, other = positions_to_json(first.positions), positions_to_json(second.positions)
+    apart = {one, other} == {"prompt", "generated"} if isinstance(one, str) and isinstance(other, str) else False
+    return bool(cosine > _SAME_DIRECTION) and not (apart or one == {"not": other} or other == {"not": one})
+
+
+def _check_site(site: Site, model: HookedModel, *, what: str) -> None:
+    if site.d_model != model.cfg.d_model:
+        raise MismatchError(
+            f"{what} has {site.d_model} dimensions, {model.cfg.model_name} has {model.cfg.d_model}: carry it over with "
+            "affine_map.transport"
+        )
+    resolve_hook_name(model, hook_name=site.hook_name)
+    if site.model is not None:
+        require_same_model(site.model, identify(model), what=what)
+
+
+def _check_positions_of(positions: Any, model: HookedModel) -> None:
+    """What can never be: positions beyond the context, tokens beyond the vocabulary."""
+    if isinstance(positions, str):
+        return
+    if not isinstance(positions, dict):
+        positions = {"at": positions}
+    for key, value in positions.items():
+        limits = {"at": ("position", model.cfg.n_ctx), "tokens": ("token", model.cfg.d_vocab)}
+        if key in limits:
+            what, limit = limits[key]
+            numbers = torch.as_tensor(value).reshape(-1)
+            if (numbers >= limit).all():
+                raise LrtError(
+                    f"positions={positions!r}: {model.cfg.model_name} has no {what} {int(numbers.min())}, only 0 to "
+                    f"{limit - 1}: it selects nothing"
+                )
+        elif key in ("not", "prompt", "generated"):
+            _check_positions_of(value, model)
+
+
+def _step_parts(step: Step, name: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    config = {
+        "operator": step.operator,
+        "site": step.site.to_json(),
+        "coefficient": step.coefficient,
+        "value": step.value,
+        "positions": positions_to_json(step.positions),
+        "provenance": step.provenance,
+    }
+    tensors = {f"{name}.direction": step.direction}
+    for role in ("when", "reads"):
+        probe: Probe | None = getattr(step, role)
+        config[role] = None
+        if probe is not None:
+            config[role], tensors[f"{name}.{role}"] = probe.parts()
+    return config, tensors
+
+
+def _step_from(config: dict[str, Any], name: str, tensors: dict[str, Tensor]) -> Step:
+    probes = {
+        role: None if config[role] is None else Probe.from_parts(config[role], tensors[f"{name}.{role}"])
+        for role in ("when", "reads")
+    }
+    return Step(
+        config["operator"],
+        tensors[f"{name}.direction"],
+        Site.from_json(config["site"]),
+        config["coefficient"],
+        config["value"],
+        config["positions"],
+        provenance=config["provenance"],
+        **probes,
+    )
