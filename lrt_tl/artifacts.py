@@ -6,13 +6,15 @@ carries a checksum over itself and the tensors, verified on reading. Nothing is 
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from types import NoneType, UnionType
+from typing import Any, BinaryIO, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -21,6 +23,7 @@ from torch import Tensor
 from lrt_tl.errors import ArtifactError, LrtError
 
 FORMAT_VERSION = 1
+_Value = TypeVar("_Value")
 _CONFIG, _TENSORS, _CARD = "config.json", "tensors.safetensors", "README.md"
 
 
@@ -162,6 +165,35 @@ def load_artifact(folder: str | Path, *, kind: str) -> tuple[dict[str, Any], dic
     if body.pop("checksum", None) != _checksum(body, folder / _TENSORS):
         raise ArtifactError(f"{folder} was edited or damaged after it was saved: its checksum does not fit")
     return body, tensors
+
+
+def typed(value: _Value) -> _Value:
+    """A dataclass that was read from JSON, if its fields hold what they declare to, and no number is NaN or infinite.
+    What JSON has no word for, such as tensors, is not looked at.
+
+    Raises:
+        TypeError: names the field.
+    """
+    for name, kind in get_type_hints(type(value)).items():
+        if not _is(getattr(value, name), kind):
+            raise TypeError(f"{type(value).__name__}.{name} cannot be {getattr(value, name)!r:.60}")
+    return value
+
+
+def _is(value: Any, kind: Any) -> bool:
+    of, parts = get_origin(kind), get_args(kind)
+    if of in (Union, UnionType):
+        return any(_is(value, part) for part in parts)
+    if of is Literal:
+        return value in parts
+    if of is dict:
+        return isinstance(value, dict) and all(_is(k, parts[0]) and _is(v, parts[1]) for k, v in value.items())
+    if of is tuple:
+        kinds = parts[:1] * len(value) if parts[1:] == (...,) and isinstance(value, tuple) else parts
+        return isinstance(value, tuple) and len(value) == len(kinds) and all(map(_is, value, kinds))
+    if kind in (int, float):
+        return isinstance(value, (int, kind)) and not isinstance(value, bool) and abs(value) < math.inf
+    return isinstance(value, kind) if kind in (str, bool, NoneType) else True
 
 
 def _json(value: Mapping[str, Any]) -> bytes:

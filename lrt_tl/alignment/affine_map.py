@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lrt_tl.alignment.counts import HarvestCounts
-from lrt_tl.artifacts import load_artifact, save_artifact
+from lrt_tl.artifacts import load_artifact, save_artifact, typed
 from lrt_tl.errors import ArtifactError, LrtError, MismatchError
 from lrt_tl.models.identity import Site, describe_sites, require_same_model, require_same_site
 from lrt_tl.steering.vector import SteeringVector
@@ -75,7 +75,7 @@ class FitReport:
     def from_json(cls, value: dict[str, Any]) -> "FitReport":
         tuples = {"fold_r2": tuple(value["fold_r2"]), "curve": tuple(map(tuple, value["curve"]))}
         tuples["layers_tried"] = tuple(map(tuple, value.get("layers_tried", ())))
-        return cls(**{**value, **tuples})
+        return typed(cls(**{**value, **tuples}))
 
 
 @dataclass(frozen=True, eq=False)
@@ -232,14 +232,16 @@ class AffineMap:
         Raises:
             KeyError, TypeError: something is missing.
         """
-        return cls(
-            tensors["weight"],
-            tensors["bias"],
-            tuple(map(Site.from_json, config["sources"])),
-            Site.from_json(config["target"]),
-            tensors["target_covariance"],
-            config["target_norm"],
-            FitReport.from_json(config["report"]),
+        return typed(
+            cls(
+                tensors["weight"],
+                tensors["bias"],
+                tuple(map(Site.from_json, config["sources"])),
+                Site.from_json(config["target"]),
+                tensors["target_covariance"],
+                config["target_norm"],
+                FitReport.from_json(config["report"]),
+            )
         )
 
     def __repr__(self) -> str:

@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lrt_tl.artifacts import typed
 from lrt_tl.errors import LrtError, MismatchError
 from lrt_tl.models.hook_names import resolve_hook_name, spelled_as_stored
 from lrt_tl.models.protocol import HookedModel
@@ -53,17 +54,9 @@ class ModelIdentity:
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "ModelIdentity":
         """Raises:
-        TypeError, ValueError: it is not what `to_json` gives.
+        TypeError: it is not what `to_json` gives.
         """
-        identity = cls(**value)
-        texts = (identity.name, identity.revision or "", identity.tokenizer, identity.dtype)
-        if not all(isinstance(text, str) for text in texts) or identity.basis not in ("raw", "centered"):
-            raise TypeError(f"{texts} and {identity.basis!r} do not name a model")
-        if type(identity.n_layers) is not int or type(identity.d_model) is not int:
-            raise TypeError(f"{identity.n_layers!r} layers of {identity.d_model!r} dimensions are no model's")
-        if not all(isinstance(name, str) and isinstance(number, float) for name, number in identity.weights.items()):
-            raise TypeError("the fingerprint of the weights holds more than names and numbers")
-        return identity
+        return typed(cls(**value))
 
 
 @dataclass(frozen=True)
@@ -95,12 +88,10 @@ class Site:
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "Site":
         """Raises:
-        KeyError, TypeError, ValueError: it is not what `to_json` gives.
+        KeyError, TypeError, LrtError: it is not what `to_json` gives.
         """
         model = None if value["model"] is None else ModelIdentity.from_json(value["model"])
-        site = cls(value["hook_name"], value["d_model"], model, value.get("features", ""))
-        if type(site.d_model) is not int or not isinstance(site.features, str) or not isinstance(site.hook_name, str):
-            raise TypeError(f"{value!r:.80} is no point of the residual stream")
+        site = typed(cls(value["hook_name"], value["d_model"], model, value.get("features", "")))
         if site.hook_name:
             spelled_as_stored(site.hook_name)
         return site
@@ -108,7 +99,7 @@ class Site:
 
 def describe_sites(sites: Sequence[Site]) -> str:
     """`small L2`; several of one model as `small L0 + L1 + L2`."""
-    names = [str(site) for site in sites]
+    names = [str(site) for site in sites] or ["nowhere"]
     model = names[0].rsplit(" L", 1)[0]
     if any(name.rsplit(" L", 1)[0] != model for name in names):
         return " + ".join(names)

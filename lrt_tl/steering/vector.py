@@ -9,7 +9,7 @@ from typing import Any, Literal
 from jaxtyping import Float
 from torch import Tensor
 
-from lrt_tl.artifacts import load_artifact, save_artifact
+from lrt_tl.artifacts import load_artifact, save_artifact, typed
 from lrt_tl.errors import ArtifactError, LrtError
 from lrt_tl.models.identity import Site, require_same_site
 from lrt_tl.models.protocol import Hook, HookedModel
@@ -212,7 +212,7 @@ class SteeringVector:
         config, tensors = load_artifact(folder, kind=KIND)
         try:
             site = Site.from_json(config["site"])
-            return cls(tensors["direction"], site, config["residual_norm"], config["provenance"])
+            return typed(cls(tensors["direction"], site, config["residual_norm"], config["provenance"]))
         except (KeyError, TypeError) as error:
             raise ArtifactError(f"{folder} is not a whole steering vector: {error!r}") from error
 

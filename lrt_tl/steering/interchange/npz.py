@@ -18,7 +18,7 @@ import torch
 from numpy.lib import format as npy
 from torch import Tensor
 
-from lrt_tl.artifacts import new_file, reading
+from lrt_tl.artifacts import new_file, reading, typed
 from lrt_tl.errors import LrtError
 from lrt_tl.models.identity import Site
 from lrt_tl.models.protocol import HookedModel
@@ -87,13 +87,12 @@ def _ours(arrays: dict[str, Any], path: str | Path) -> list[SteeringVector]:
         sites = [Site.from_json(each["site"]) for each in about["vectors"]]
         if list(arrays) != [_name(index, site) for index, site in enumerate(sites)]:
             raise ValueError("its arrays are not those that it names")
-        return [
-            replace(
-                vector_at(site, _tensor(array), _checked(each["provenance"], dict), what=f"{name} of {path}"),
-                residual_norm=None if (norm := each["residual_norm"]) is None else _checked(norm, float),
-            )
+        bare = [
+            vector_at(site, _tensor(array), each["provenance"], what=name)
             for (name, array), site, each in zip(arrays.items(), sites, about["vectors"], strict=True)
         ]
+        norms = [each["residual_norm"] for each in about["vectors"]]
+        return [typed(replace(vector, residual_norm=norm)) for vector, norm in zip(bare, norms, strict=True)]
 
 
 def _arrays(path: str | Path) -> dict[str, Any]:
@@ -126,9 +125,3 @@ def _tensor(array: Any) -> Tensor:
 
 def _name(index: int, site: Site) -> str:
     return f"{index} {site.hook_name}".strip()
-
-
-def _checked(value: Any, kind: type) -> Any:
-    if not isinstance(value, kind):
-        raise TypeError(f"{value!r:.40} is no {kind.__name__}")
-    return value

@@ -25,6 +25,7 @@ from lrt_tl.steering.interchange.npz import load_npz, save_npz
 from lrt_tl.steering.interchange.torch_file import load_pt
 from lrt_tl.steering.vector import SteeringVector
 from tests.steering.interchange.examples import vectors_of
+from tests.unchecked import without_type_checks
 
 D_MODEL = 24
 MUTANTS = 120  # of each file
@@ -132,7 +133,7 @@ def check_autoencoder(autoencoder: Autoencoder) -> None:
 def fate(load: Callable[[], Any], check: Callable[[Any], None]) -> bool:
     """Whether it was read; and then it must be whole."""
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), without_type_checks():
             warnings.simplefilter("ignore")
             loaded = load()
     except LrtError:
