@@ -10,27 +10,9 @@ from tqdm.auto import tqdm
 from lrt_tl.errors import LrtError
 from lrt_tl.evaluation.steered import deltas_at_once, steered_logits
 from lrt_tl.models.protocol import HookedModel
-from lrt_tl.text.batches import pad, tokenize
+from lrt_tl.steering.calibration import neutral_batch
 
-TOKENS_PER_TEXT = 16
 _STEPS, _TOLERANCE, _ROWS = 6, 0.02, 128
-
-
-def neutral_batch(
-    model: HookedModel, texts: Sequence[str], *, prepend_bos: bool = True
-) -> tuple[Int[Tensor, "text position"], Bool[Tensor, "text position"], Bool[Tensor, "text position"]]:
-    """The first tokens of each text, their mask, and which of them are text and not special.
-
-    Raises:
-        LrtError: there is no text, or none in it.
-    """
-    if not texts:
-        raise LrtError("matching KL needs neutral text")
-    rows = [row[:TOKENS_PER_TEXT] for row in tokenize(model.tokenizer, texts, prepend_bos=prepend_bos)]
-    tokens, mask, content = pad(model.tokenizer, rows)
-    if not content.any():
-        raise LrtError("the neutral text holds special tokens only")
-    return tokens, mask, content
 
 
 @torch.no_grad()

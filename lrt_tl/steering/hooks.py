@@ -60,7 +60,7 @@ def _selected(step: Step, call: Call, tokenizer: Any) -> Bool[Tensor, "row posit
     if step.when is None:
         everything = step.positions == "all" and call.text_columns is None
         return None if everything else select(step.positions, call, tokenizer)
-    said = call.text.known.get(step.when)
+    said: Tensor | None = call.text.known.get(step.when)
     if said is None:
         raise LrtError(
             "a condition is read on the prompt, and this call goes on from a KV cache that was filled before the "

@@ -113,11 +113,12 @@ class Steering:
         """Raises as `apply` says."""
         for step in self.steps:
             _check_site(step.site, model, what="the vector")
-            check_writable(model, resolve_hook_name(model, hook_name=step.site.hook_name))
+            check_writable(model, step.site.hook_name)
             _check_positions_of(step.positions, model)
             for probe in (step.when, step.reads):
                 if probe is not None:
                     _check_site(probe.site, model, what="the probe")
+                    resolve_hook_name(model, hook_name=probe.site.hook_name)
             if step.when is not None and place_of(step.when.site.hook_name) > place_of(step.site.hook_name):
                 raise LrtError(
                     f"the condition is read at {step.when.site}, after {step.site}, where it is to decide: read it at "
@@ -190,7 +191,6 @@ def _check_site(site: Site, model: HookedModel, *, what: str) -> None:
             f"{what} has {site.d_model} dimensions, {model.cfg.model_name} has {model.cfg.d_model}: carry it over with "
             "affine_map.transport"
         )
-    resolve_hook_name(model, hook_name=site.hook_name)
     if site.model is not None:
         require_same_model(site.model, identify(model), what=what)
 

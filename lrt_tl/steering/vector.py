@@ -129,7 +129,6 @@ class SteeringVector:
         log: bool = False,
     ) -> AbstractContextManager[SteeringHandle]:
         """Steer a model inside a `with` block: `add(…).apply(model)`. See there, and `Steering.apply`."""
-        self.check_model(model)
         return self.add(coefficient, positions=positions, scale=scale, when=when).apply(model, log=log)
 
     def attach(
@@ -143,7 +142,6 @@ class SteeringVector:
         log: bool = False,
     ) -> SteeringHandle:
         """Steer a model until the handle's `remove()`: `add(…).attach(model)`."""
-        self.check_model(model)
         return self.add(coefficient, positions=positions, scale=scale, when=when).attach(model, log=log)
 
     def hooks(

@@ -8,7 +8,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from lrt_tl.errors import LrtError
-from lrt_tl.evaluation.matched_kl import TOKENS_PER_TEXT, kl_of_steering, neutral_batch, scales_of_equal_kl
+from lrt_tl.evaluation.matched_kl import kl_of_steering, scales_of_equal_kl
+from lrt_tl.steering.calibration import TOKENS_PER_TEXT, neutral_batch
 from tests.checkpoints import WORDS
 
 TEXTS = ("word1 word2", "word3 nothing word4 word5 word6", "word7", " ".join(WORDS[3:] * 2))
