@@ -29,7 +29,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 def tensors_of(architecture: str, seed: int = 0) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     extra = {"jumprelu": ["b_enc", "threshold"], "gated": ["b_gate", "b_mag", "r_mag"]}.get(architecture, ["b_enc"])
-    shapes = {"W_enc": (D_IN, D_SAE), "W_dec": (D_SAE, D_IN), "b_dec": (D_IN,), **{name: (D_SAE,) for name in extra}}
+    shapes = {"W_enc": (D_IN, D_SAE), "W_dec": (D_SAE, D_IN), "b_dec": (D_IN,), **dict.fromkeys(extra, (D_SAE,))}
     return {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
 
 
