@@ -19,7 +19,7 @@ from numpy.lib import format as npy
 from torch import Tensor
 
 from lrt_tl.artifacts import new_file, reading, typed
-from lrt_tl.errors import LrtError
+from lrt_tl.errors import ArtifactError, LrtError
 from lrt_tl.models.identity import Site
 from lrt_tl.models.protocol import HookedModel
 from lrt_tl.steering.interchange.directions import sites_at, vector_at
@@ -74,8 +74,9 @@ def load_npz(
         raise LrtError(f"{path} does not say where its arrays belong: give a model, and a layer or a hook name")
     (site,) = sites_at(model, [hook_name if layer is None else layer], what=str(path))  # type: ignore[list-item]
     return [
-        vector_at(site, _tensor(array), {"method": "npz", "name": name}, what=f"{name} of {path}")
+        vector_at(site, _tensor(array, what), {"method": "npz", "name": name}, what=what)
         for name, array in arrays.items()
+        for what in [f"{name} of {path}"]
     ]
 
 
@@ -88,7 +89,7 @@ def _ours(arrays: dict[str, Any], path: str | Path) -> list[SteeringVector]:
         if list(arrays) != [_name(index, site) for index, site in enumerate(sites)]:
             raise ValueError("its arrays are not those that it names")
         bare = [
-            vector_at(site, _tensor(array), each["provenance"], what=name)
+            vector_at(site, _tensor(array, name), each["provenance"], what=name)
             for (name, array), site, each in zip(arrays.items(), sites, about["vectors"], strict=True)
         ]
         norms = [each["residual_norm"] for each in about["vectors"]]
@@ -117,10 +118,11 @@ def _array(content: bytes) -> Any:
     return np.frombuffer(content, dtype, offset=file.tell()).reshape(shape)
 
 
-def _tensor(array: Any) -> Tensor:
-    """Also of numbers whose bytes are in the other order; what is no number is for `vector_at` to refuse."""
-    numbers = array.astype(array.dtype.newbyteorder("=")) if array.dtype.kind in "fiu" else np.zeros(len(array), "i1")
-    return torch.from_numpy(numbers)
+def _tensor(array: Any, what: str) -> Tensor:
+    """The numbers as a tensor, whichever order their bytes are in."""
+    if array.dtype.kind != "f" or array.dtype.itemsize > 8:
+        raise ArtifactError(f"{what} holds {array.dtype}, no floating-point numbers of 16 to 64 bits")
+    return torch.from_numpy(array.astype(array.dtype.newbyteorder("=")))
 
 
 def _name(index: int, site: Site) -> str:

@@ -60,6 +60,8 @@ def test_numpys_own_arrays_are_read_at_one_place(bridges: Any, tmp_path: Path, d
         (np.ones(24, dtype=int), "no floating-point"),
         (np.ones(24, dtype=complex), "no floating-point"),
         (np.array(["a"] * 24), "no floating-point"),
+        (np.ones(24, dtype=np.longdouble), "no floating-point"),
+        (np.array("a"), "no floating-point"),
         (np.array(1.0), "the shape"),
         (np.full(24, np.inf), "NaN or infinity"),
         (np.zeros(24), "is zero"),
