@@ -1,17 +1,24 @@
 """What does steering cost `generate`?
 
 `python benchmarks/steering_overhead.py` interleaves, on one model and one prompt, greedy generation with the KV cache:
-plain; with a TransformerLens hook that adds the same vector; and steered by `vector.apply`, at all positions, at what is
-generated only, and on a padded batch. With `--steering-vectors PYTHON`, the interpreter of an environment where that
-library is installed beside a copy of the model as a Hugging Face folder, it also times its generation on the Hugging Face
-model, plain and steered. Prints a table for people, and last one line of JSON: `ratio_to_plain` and
-`ratio_to_bare_hook` are tokens per second over those of the other, by the median of the paired ratios of all rounds.
+plain; with a TransformerLens hook that adds the same vector; and steered by `vector.apply`, at several positions and
+with the log. `ratio_to_plain` and `ratio_to_bare_hook` are tokens per second over those of the other, the median of the
+ratios of all rounds.
+
+With `--steering-vectors PYTHON`, the interpreter of an environment that holds the library of that name, the same model
+goes to it as a Hugging Face folder, and each library's steered `generate` of Transformers is set against the plain one
+of its own process.
+
+Prints a table for people, and last one line of JSON.
 """
 
 import argparse
 import json
+import subprocess
+import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +27,48 @@ from torch import Tensor
 import lrt_tl as lrt
 from lrt_tl.models.identity import site_of
 from lrt_tl.tables import print_table
+
+
+_THEIRS = """
+import json, sys, time, torch
+from steering_vectors import SteeringVector
+from transformers import AutoModelForCausalLM
+
+folder, layer, tokens, new, repeats, threads = sys.argv[1], *map(json.loads, sys.argv[2:])
+torch.set_num_threads(threads)
+model = AutoModelForCausalLM.from_pretrained(folder).eval()
+direction = 0.01 * torch.randn(model.config.hidden_size, generator=torch.Generator().manual_seed(0))
+vector = SteeringVector({layer: direction}, "decoder_block")
+asked = {"max_new_tokens": new, "min_new_tokens": new, "do_sample": False, "pad_token_id": 0}
+ids = torch.tensor(tokens)
+
+def plain():
+    return model.generate(ids, attention_mask=torch.ones_like(ids), **asked)
+
+def steered():
+    with vector.apply(model):
+        return plain()
+
+taken = {"plain": [], "steered": []}
+for repeat in range(repeats + 2):
+    for name, work in [("plain", plain), ("steered", steered)][:: 1 if repeat % 2 else -1]:
+        started = time.perf_counter()
+        work()
+        if repeat > 1:
+            taken[name].append(time.perf_counter() - started)
+print(json.dumps(taken))
+"""
+
+
+def theirs(python: str, model: Any, layer: int, tokens: Tensor, given: argparse.Namespace) -> dict[str, list[float]]:
+    """Seconds of each round in the other library's environment."""
+    with tempfile.TemporaryDirectory() as folder:
+        model.original_model.save_pretrained(folder)
+        numbers = [layer, tokens.tolist(), given.tokens, given.repeats, given.threads]
+        command = [python, "-c", _THEIRS, folder, *map(json.dumps, numbers)]
+        done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=Path(folder).parent)
+    found: dict[str, list[float]] = json.loads(done.stdout.splitlines()[-1])
+    return found
 
 
 def bare(model: Any, name: str, delta: Tensor, run: Callable[[], Any]) -> Any:
@@ -45,6 +94,10 @@ def rounds(works: dict[str, Callable[[], object]], repeats: int) -> dict[str, li
     return taken
 
 
+def median(some: list[float]) -> float:
+    return sorted(some)[len(some) // 2]
+
+
 def ratio(of: list[float], to: list[float]) -> float:
     """Rate over rate: the median over the rounds."""
     return float((torch.tensor(to) / torch.tensor(of)).median())
@@ -59,6 +112,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--steering-vectors", metavar="PYTHON")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     model = lrt.load_model(given.model, model_class=given.model_class)
@@ -89,7 +143,7 @@ def main() -> None:
     assert torch.equal(works["a bare hook"](), works["steered"]())
     taken = rounds(works, given.repeats)
     rows = {
-        name: f"{given.tokens / sorted(some)[len(some) // 2]:,.0f} tokens a second, {ratio(some, taken['plain']):.3f} of plain"
+        name: f"{given.tokens / median(some):,.0f} tokens a second, {ratio(some, taken['plain']):.3f} of plain"
         for name, some in taken.items()
     }
     print_table(f"{given.model}, {given.model_class}, {given.tokens} new tokens, {given.threads} thread(s)", rows)
@@ -98,9 +152,29 @@ def main() -> None:
         "model_class": given.model_class,
         "ratio_to_plain": ratio(taken["steered"], taken["plain"]),
         "ratio_to_bare_hook": ratio(taken["steered"], taken["a bare hook"]),
-        "seconds": {name: sorted(some)[len(some) // 2] for name, some in taken.items()},
+        "seconds": {name: median(some) for name, some in taken.items()},
         "repeats": given.repeats,
     }
+    if given.steering_vectors:
+        transformers = {"max_new_tokens": given.tokens, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+
+        def hf_generate() -> Any:
+            return model.hf_generate(tokens, attention_mask=torch.ones_like(tokens), **transformers)
+
+        def hf_steered() -> Any:
+            with vector.apply(model):
+                return hf_generate()
+
+        ours = rounds({"plain": hf_generate, "steered": hf_steered}, given.repeats)
+        other = theirs(given.steering_vectors, model, model.cfg.n_layers // 2, tokens, given)
+        figures["hf_generate_ratio_to_plain"] = ratio(ours["steered"], ours["plain"])
+        figures["steering_vectors_ratio_to_plain"] = ratio(other["steered"], other["plain"])
+        shown = {
+            name: f"{given.tokens / median(some['steered']):,.0f} tokens a second, "
+            f"{ratio(some['steered'], some['plain']):.3f} of its own plain"
+            for name, some in (("lrt_tl, hf_generate", ours), ("steering-vectors, generate", other))
+        }
+        print_table("Transformers' generate, steered", shown)
     print(json.dumps(figures))
 
 

@@ -30,7 +30,13 @@ from .steering.autoencoder import decoder_vectors as decoder_vectors
 from .steering.autoencoder import load_autoencoder as load_autoencoder
 from .steering.contrast import ContrastPair as ContrastPair
 from .steering.contrast import read_contrast_pairs as read_contrast_pairs
+from .steering.extraction import from_directions as from_directions
+from .steering.extraction import linear_discriminant as linear_discriminant
+from .steering.extraction import logistic_probe as logistic_probe
+from .steering.extraction import mean_activation as mean_activation
 from .steering.extraction import mean_difference as mean_difference
+from .steering.extraction import pca_of_differences as pca_of_differences
+from .steering.extraction import pca_of_states as pca_of_states
 from .steering.handle import SteeringHandle as SteeringHandle
 from .steering.handle import steered as steered
 from .steering.interchange.gguf import load_gguf as load_gguf
@@ -42,6 +48,7 @@ from .steering.interchange.steering_vectors import to_steering_vectors as to_ste
 from .steering.interchange.torch_file import load_pt as load_pt
 from .steering.interchange.transformer_lens import to_interventions as to_interventions
 from .steering.probe import Probe as Probe
+from .steering.separation import ExtractionReport as ExtractionReport
 from .steering.steering import Steering as Steering
 from .steering.vector import SteeringVector as SteeringVector
 from .text.documents import read_documents as read_documents

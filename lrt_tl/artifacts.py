@@ -12,6 +12,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import is_dataclass
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, BinaryIO, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -193,7 +194,7 @@ def _is(value: Any, kind: Any) -> bool:
         return isinstance(value, tuple) and len(value) == len(kinds) and all(map(_is, value, kinds))
     if kind in (int, float):
         return isinstance(value, (int, kind)) and not isinstance(value, bool) and abs(value) < math.inf
-    return isinstance(value, kind) if kind in (str, bool, NoneType) else True
+    return isinstance(value, kind) if kind in (str, bool, NoneType) or is_dataclass(kind) else True
 
 
 def _json(value: Mapping[str, Any]) -> bytes:

@@ -24,6 +24,7 @@ from lrt_tl.artifacts import load_artifact, save_artifact
 from lrt_tl.errors import ArtifactError, LrtError, MismatchError
 from lrt_tl.models.identity import Site, describe_sites, require_same_site
 from lrt_tl.text.documents import N_SPLITS, hash_of
+from lrt_tl.text.positions import positions_to_json
 
 KIND = "harvested_moments"
 SECONDS_BETWEEN_CHECKPOINTS = 60.0
@@ -262,6 +263,7 @@ def _arguments(
         "excluded texts": harvest.exclude.fingerprint,
         "features": features,
         **{name: getattr(harvest, name) for name in names},
+        "positions": positions_to_json(harvest.positions),
         "products": hash_of(str(pairs)),
     }
 

@@ -16,6 +16,7 @@ from lrt_tl.models.protocol import Hook, HookedModel
 from lrt_tl.steering.handle import SteeringHandle
 from lrt_tl.steering.operators import Operator, Step, check_direction
 from lrt_tl.steering.probe import Probe
+from lrt_tl.steering.separation import ExtractionReport
 from lrt_tl.steering.steering import Steering
 from lrt_tl.text.positions import Positions
 
@@ -40,6 +41,8 @@ class SteeringVector:
     """Median norm of the residual stream at the site, over the text that the vector or its map came from."""
     provenance: dict[str, Any] = field(default_factory=dict)
     """How it was made: the method, its data, and the map that carried it, if one did."""
+    report: ExtractionReport | None = None
+    """How well it tells contrast pairs apart, where it was found on some."""
 
     def __post_init__(self) -> None:
         check_direction(self.direction, self.site)
@@ -198,6 +201,7 @@ class SteeringVector:
             ArtifactError: the folder exists.
         """
         config = {"site": self.site.to_json(), "residual_norm": self.residual_norm, "provenance": self.provenance}
+        config["report"] = None if self.report is None else self.report.to_json()
         return save_artifact(folder, kind=KIND, config=config, tensors={"direction": self.direction}, card=self._card())
 
     @classmethod
@@ -210,7 +214,8 @@ class SteeringVector:
         config, tensors = load_artifact(folder, kind=KIND)
         try:
             site = Site.from_json(config["site"])
-            return typed(cls(tensors["direction"], site, config["residual_norm"], config["provenance"]))
+            report = config.get("report") and ExtractionReport.from_json(config["report"])
+            return typed(cls(tensors["direction"], site, config["residual_norm"], config["provenance"], report))
         except (KeyError, TypeError) as error:
             raise ArtifactError(f"{folder} is not a whole steering vector: {error!r}") from error
 

@@ -1,7 +1,7 @@
 """Vectors as numpy's `.npz`: ours, which say what they are, and plain ones of others.
 
 Ours hold an array for each vector, named by number and place (`0 blocks.3.hook_resid_post`), and a string, `lrt_tl`:
-JSON with the site, residual norm and provenance of each. `numpy.load(path, allow_pickle=False)` reads them.
+JSON with the site, residual norm, provenance and report of each. `numpy.load(path, allow_pickle=False)` reads them.
 """
 
 import io
@@ -23,6 +23,7 @@ from lrt_tl.errors import ArtifactError, LrtError
 from lrt_tl.models.identity import Site
 from lrt_tl.models.protocol import HookedModel
 from lrt_tl.steering.interchange.directions import sites_at, vector_at
+from lrt_tl.steering.separation import ExtractionReport
 from lrt_tl.steering.vector import SteeringVector
 
 _ABOUT = "lrt_tl"
@@ -38,7 +39,15 @@ def save_npz(vectors: Sequence[SteeringVector], path: str | Path) -> Path:
     """
     if not vectors:
         raise LrtError("there are no vectors to save")
-    about = [{"site": v.site.to_json(), "residual_norm": v.residual_norm, "provenance": v.provenance} for v in vectors]
+    about = [
+        {
+            "site": vector.site.to_json(),
+            "residual_norm": vector.residual_norm,
+            "provenance": vector.provenance,
+            "report": None if vector.report is None else vector.report.to_json(),
+        }
+        for vector in vectors
+    ]
     arrays = {_name(index, vector.site): vector.direction.numpy() for index, vector in enumerate(vectors)}
     text = np.array(json.dumps({"format_version": 1, "vectors": about}, allow_nan=False))
     with new_file(path) as file:
@@ -92,8 +101,12 @@ def _ours(arrays: dict[str, Any], path: str | Path) -> list[SteeringVector]:
             vector_at(site, _tensor(array, name), each["provenance"], what=name)
             for (name, array), site, each in zip(arrays.items(), sites, about["vectors"], strict=True)
         ]
-        norms = [each["residual_norm"] for each in about["vectors"]]
-        return [typed(replace(vector, residual_norm=norm)) for vector, norm in zip(bare, norms, strict=True)]
+        return [typed(replace(vector, **_known(each))) for vector, each in zip(bare, about["vectors"], strict=True)]
+
+
+def _known(about: dict[str, Any]) -> dict[str, Any]:
+    report = None if about["report"] is None else ExtractionReport.from_json(about["report"])
+    return {"residual_norm": about["residual_norm"], "report": report}
 
 
 def _arrays(path: str | Path) -> dict[str, Any]:

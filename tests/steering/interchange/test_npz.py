@@ -21,6 +21,8 @@ def test_what_is_written_is_read_back_whole(bridges: Any, tmp_path: Path) -> Non
         for ours, read in zip(vectors, found, strict=True):
             assert torch.equal(ours.direction, read.direction)
             assert (ours.site, ours.residual_norm, ours.provenance) == (read.site, read.residual_norm, read.provenance)
+            assert ours.report == read.report
+        assert found[0].report is not None
     with pytest.raises(MismatchError):
         load_npz(path, bridges[0])
     with pytest.raises(LrtError, match="says itself where"):
