@@ -29,6 +29,9 @@ from .evaluation.evaluate import evaluate_transfer as evaluate_transfer
 from .evaluation.figures import effect_figure as effect_figure
 from .evaluation.samples import sample_texts as sample_texts
 from .models.loading import load_model as load_model
+from .steering.autoencoder import Autoencoder as Autoencoder
+from .steering.autoencoder import decoder_vectors as decoder_vectors
+from .steering.autoencoder import load_autoencoder as load_autoencoder
 from .steering.contrast import ContrastPair as ContrastPair
 from .steering.contrast import read_contrast_pairs as read_contrast_pairs
 from .steering.extraction import from_directions as from_directions
@@ -40,6 +43,14 @@ from .steering.extraction import pca_of_differences as pca_of_differences
 from .steering.extraction import pca_of_states as pca_of_states
 from .steering.handle import SteeringHandle as SteeringHandle
 from .steering.handle import steered as steered
+from .steering.interchange.gguf import load_gguf as load_gguf
+from .steering.interchange.gguf import save_gguf as save_gguf
+from .steering.interchange.npz import load_npz as load_npz
+from .steering.interchange.npz import save_npz as save_npz
+from .steering.interchange.steering_vectors import from_steering_vectors as from_steering_vectors
+from .steering.interchange.steering_vectors import to_steering_vectors as to_steering_vectors
+from .steering.interchange.torch_file import load_pt as load_pt
+from .steering.interchange.transformer_lens import to_interventions as to_interventions
 from .steering.probe import Probe as Probe
 from .steering.probing import choose_threshold as choose_threshold
 from .steering.probing import fit_probe as fit_probe

@@ -1,29 +1,32 @@
 """The one reader and writer of files that outlive a run: a folder of JSON, safetensors and a card.
 
-A folder appears whole or not at all: it is written beside its place and renamed into it. `config.json` carries a
-checksum over itself and the tensors, verified on reading. Nothing is ever unpickled.
+A folder or file appears whole or not at all: it is written beside its place and renamed into it. `config.json`
+carries a checksum over itself and the tensors, verified on reading. Nothing is ever unpickled.
 """
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, BinaryIO, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from lrt_tl.errors import ArtifactError
+from lrt_tl.errors import ArtifactError, LrtError
 
 FORMAT_VERSION = 2
 """2: a map keeps the covariance of its source, and there are probes. Folders of format 1 are read, too."""
 CONFIG, TENSORS, CARD = FILES = ["config.json", "tensors.safetensors", "README.md"]
+_Value = TypeVar("_Value")
 
 
 def refuse_existing(folder: str | Path) -> Path:
@@ -59,6 +62,43 @@ def new_folder(folder: str | Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(scratch, ignore_errors=True)
         raise
+
+
+@contextmanager
+def new_file(path: str | Path) -> Iterator[BinaryIO]:
+    """Yield an open scratch file that becomes `path` when the block succeeds, and vanishes when it does not.
+
+    Raises:
+        ArtifactError: `path` exists already.
+    """
+    path = refuse_existing(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, scratch = tempfile.mkstemp(prefix=f".{path.name}.partial-", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            yield file
+        refuse_existing(path)
+        os.chmod(scratch, 0o666 & ~_umask())
+        os.rename(scratch, path)
+    except BaseException:
+        os.unlink(scratch)
+        raise
+
+
+@contextmanager
+def reading(path: str | Path, what: str) -> Iterator[None]:
+    """Turn whatever a parser does on bytes that it did not expect into a refusal. Around parsers only: it would hide a
+    fault of ours as well.
+
+    Raises:
+        ArtifactError: anything was raised inside the block but an `LrtError`, which passes.
+    """
+    try:
+        yield
+    except LrtError:
+        raise
+    except Exception as error:  # JSON nested too deep is a RecursionError, a wrong size a MemoryError, a key a KeyError
+        raise ArtifactError(f"{path} cannot be read as {what}: {error or type(error).__name__}") from error
 
 
 def write_text(path: Path, text: str) -> None:
@@ -114,11 +154,9 @@ def load_artifact(folder: str | Path, *, kind: str) -> tuple[dict[str, Any], dic
     for name in (CONFIG, TENSORS):
         if not (folder / name).is_file():
             raise ArtifactError(f"{folder} holds no {name}: it is not an lrt_tl {kind}, or it is incomplete")
-    try:
+    with reading(folder, f"an lrt_tl {kind}"):
         body = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         tensors = load_file(folder / TENSORS)
-    except (ValueError, SafetensorError, OSError) as error:
-        raise ArtifactError(f"{folder} cannot be read as an lrt_tl {kind}: {error}") from error
     if not isinstance(body, dict) or body.get("library") != "lrt_tl":
         raise ArtifactError(f"{folder / CONFIG} was not written by lrt_tl")
     if body.get("format_version") not in range(1, FORMAT_VERSION + 1):
@@ -143,6 +181,35 @@ def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         apart[name] = own.clone() if own.untyped_storage().data_ptr() in taken else own
         taken.add(apart[name].untyped_storage().data_ptr())
     return apart
+
+
+def typed(value: _Value) -> _Value:
+    """A dataclass that was read from JSON, if its fields hold what they declare to, and no number is NaN or infinite.
+    What JSON has no word for, such as tensors, is not looked at.
+
+    Raises:
+        TypeError: names the field.
+    """
+    for name, kind in get_type_hints(type(value)).items():
+        if not _is(getattr(value, name), kind):
+            raise TypeError(f"{type(value).__name__}.{name} cannot be {getattr(value, name)!r:.60}")
+    return value
+
+
+def _is(value: Any, kind: Any) -> bool:
+    of, parts = get_origin(kind), get_args(kind)
+    if of in (Union, UnionType):
+        return any(_is(value, part) for part in parts)
+    if of is Literal:
+        return value in parts
+    if of is dict:
+        return isinstance(value, dict) and all(_is(k, parts[0]) and _is(v, parts[1]) for k, v in value.items())
+    if of is tuple:
+        kinds = parts[:1] * len(value) if parts[1:] == (...,) and isinstance(value, tuple) else parts
+        return isinstance(value, tuple) and len(value) == len(kinds) and all(map(_is, value, kinds))
+    if kind in (int, float):
+        return isinstance(value, (int, kind)) and not isinstance(value, bool) and abs(value) < math.inf
+    return isinstance(value, kind) if kind in (str, bool, NoneType) or is_dataclass(kind) else True
 
 
 def _json(value: Mapping[str, Any]) -> bytes:

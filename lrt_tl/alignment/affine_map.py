@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lrt_tl.alignment.carried import Carried, Known, warn_of_little
 from lrt_tl.alignment.counts import HarvestCounts
-from lrt_tl.artifacts import load_artifact, save_artifact
+from lrt_tl.artifacts import load_artifact, save_artifact, typed
 from lrt_tl.errors import ArtifactError, LrtError, MismatchError
 from lrt_tl.hub import OnHub
 from lrt_tl.models.identity import Site, describe_sites, require_same_model, require_same_site
@@ -80,7 +80,7 @@ class FitReport:
     def from_json(cls, value: dict[str, Any]) -> "FitReport":
         tuples = {"fold_r2": tuple(value["fold_r2"]), "curve": tuple(map(tuple, value["curve"]))}
         tuples["layers_tried"] = tuple(map(tuple, value.get("layers_tried", ())))
-        return cls(**{**value, **tuples})
+        return typed(cls(**{**value, **tuples}))
 
 
 @dataclass(frozen=True, eq=False)
@@ -269,15 +269,17 @@ class AffineMap(OnHub):
         Raises:
             KeyError, TypeError: something is missing.
         """
-        return cls(
-            tensors["weight"],
-            tensors["bias"],
-            tuple(map(Site.from_json, config["sources"])),
-            Site.from_json(config["target"]),
-            tensors["target_covariance"],
-            config["target_norm"],
-            FitReport.from_json(config["report"]),
-            tensors.get("source_covariance"),
+        return typed(
+            cls(
+                tensors["weight"],
+                tensors["bias"],
+                tuple(map(Site.from_json, config["sources"])),
+                Site.from_json(config["target"]),
+                tensors["target_covariance"],
+                config["target_norm"],
+                FitReport.from_json(config["report"]),
+                tensors.get("source_covariance"),
+            )
         )
 
     def __repr__(self) -> str:

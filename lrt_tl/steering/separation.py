@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from lrt_tl.artifacts import typed
 from lrt_tl.errors import LrtError
 from lrt_tl.models.identity import Site
 from lrt_tl.steering.contrast import ContrastPair, data_hash
@@ -53,7 +54,7 @@ class ExtractionReport:
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "ExtractionReport":
-        return cls(**value)
+        return typed(cls(**value))
 
     def summary(self) -> dict[str, str]:
         """The figures, for a table."""

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from jaxtyping import Float
 from torch import Tensor
 
-from lrt_tl.artifacts import load_artifact, save_artifact
+from lrt_tl.artifacts import load_artifact, save_artifact, typed
 from lrt_tl.errors import ArtifactError, LrtError
 from lrt_tl.hub import OnHub
 from lrt_tl.models.identity import Site, require_same_site
@@ -235,7 +235,7 @@ class SteeringVector(OnHub):
         try:
             site = Site.from_json(config["site"])
             report = config.get("report") and ExtractionReport.from_json(config["report"])
-            return cls(tensors["direction"], site, config["residual_norm"], config["provenance"], report)
+            return typed(cls(tensors["direction"], site, config["residual_norm"], config["provenance"], report))
         except (KeyError, TypeError) as error:
             raise ArtifactError(f"{folder} is not a whole steering vector: {error!r}") from error
 
