@@ -32,6 +32,7 @@ from .models.loading import load_model as load_model
 from .steering.autoencoder import Autoencoder as Autoencoder
 from .steering.autoencoder import decoder_vectors as decoder_vectors
 from .steering.autoencoder import load_autoencoder as load_autoencoder
+from .steering.calibration import calibrate_coefficient as calibrate_coefficient
 from .steering.contrast import ContrastPair as ContrastPair
 from .steering.contrast import read_contrast_pairs as read_contrast_pairs
 from .steering.extraction import from_directions as from_directions

@@ -58,7 +58,8 @@ class SteeringVector(OnHub):
         return replace(self, direction=self.direction * (norm / self.norm))
 
     def __mul__(self, factor: float) -> "SteeringVector":
-        return replace(self, direction=factor * self.direction)
+        report = self.report if factor > 0 else None  # which is of this side
+        return replace(self, direction=factor * self.direction, report=report)
 
     __rmul__ = __mul__
 
