@@ -1,6 +1,6 @@
 """Steering: what is done to a model, in order, and the ways to do it."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -58,6 +58,15 @@ class Steering(OnHub):
     def at(self, positions: Positions) -> "Steering":
         """The same at other positions, in all steps."""
         return Steering(tuple(replace(step, positions=positions) for step in self.steps))
+
+    def on(self, layers: Iterable[int]) -> "Steering":
+        """Every step after each of these blocks: `vector.ablate().on(range(model.cfg.n_layers))` takes a direction out
+        of the whole residual stream, as Arditi et al. 2024 (arXiv 2406.11717) do."""
+        names = [f"blocks.{layer}.hook_resid_post" for layer in layers]
+        sites = [[replace(step.site, hook_name=name) for name in names] for step in self.steps]
+        return Steering(
+            tuple(replace(step, site=site) for step, of in zip(self.steps, sites, strict=True) for site in of)
+        )
 
     def given(self, when: Probe | None) -> "Steering":
         """The same, only in rows whose prompt the probe says yes to."""
