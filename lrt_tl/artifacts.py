@@ -1,28 +1,32 @@
 """The one reader and writer of files that outlive a run: a folder of JSON, safetensors and a card.
 
-A folder appears whole or not at all: it is written beside its place and renamed into it. `config.json` carries a
-checksum over itself and the tensors, verified on reading. Nothing is ever unpickled.
+A folder or file appears whole or not at all: it is written beside its place and renamed into it. `config.json`
+carries a checksum over itself and the tensors, verified on reading. Nothing is ever unpickled.
 """
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, BinaryIO, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from lrt_tl.errors import ArtifactError
+from lrt_tl.errors import ArtifactError, LrtError
 
-FORMAT_VERSION = 1
-_CONFIG, _TENSORS, _CARD = "config.json", "tensors.safetensors", "README.md"
+FORMAT_VERSION = 2
+"""2: a map keeps the covariance of its source, and there are probes. Folders of format 1 are read, too."""
+CONFIG, TENSORS, CARD = FILES = ["config.json", "tensors.safetensors", "README.md"]
+_Value = TypeVar("_Value")
 
 
 def refuse_existing(folder: str | Path) -> Path:
@@ -60,6 +64,43 @@ def new_folder(folder: str | Path) -> Iterator[Path]:
         raise
 
 
+@contextmanager
+def new_file(path: str | Path) -> Iterator[BinaryIO]:
+    """Yield an open scratch file that becomes `path` when the block succeeds, and vanishes when it does not.
+
+    Raises:
+        ArtifactError: `path` exists already.
+    """
+    path = refuse_existing(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, scratch = tempfile.mkstemp(prefix=f".{path.name}.partial-", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            yield file
+        refuse_existing(path)
+        os.chmod(scratch, 0o666 & ~_umask())
+        os.rename(scratch, path)
+    except BaseException:
+        os.unlink(scratch)
+        raise
+
+
+@contextmanager
+def reading(path: str | Path, what: str) -> Iterator[None]:
+    """Turn whatever a parser does on bytes that it did not expect into a refusal. Around parsers only: it would hide a
+    fault of ours as well.
+
+    Raises:
+        ArtifactError: anything was raised inside the block but an `LrtError`, which passes.
+    """
+    try:
+        yield
+    except LrtError:
+        raise
+    except Exception as error:  # JSON nested too deep is a RecursionError, a wrong size a MemoryError, a key a KeyError
+        raise ArtifactError(f"{path} cannot be read as {what}: {error or type(error).__name__}") from error
+
+
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8; lone surrogates, which no encoding holds, become `?`."""
     path.write_bytes(_encoded(text))
@@ -92,9 +133,9 @@ def save_artifact(
     header = {"library": "lrt_tl", "format_version": FORMAT_VERSION, "kind": kind}
     body = json.loads(_json({**header, **config}))  # as it will be read: keys are strings, there are no tuples
     with new_folder(folder) as scratch:
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, scratch / _TENSORS)
-        write_json(scratch / _CONFIG, {**body, "checksum": _checksum(body, scratch / _TENSORS)})
-        write_text(scratch / _CARD, f"---\nlibrary_name: lrt_tl\ntags:\n- {kind}\n---\n\n{card}\n")
+        save_file(_apart(tensors), scratch / TENSORS)
+        write_json(scratch / CONFIG, {**body, "checksum": _checksum(body, scratch / TENSORS)})
+        write_text(scratch / CARD, f"---\nlibrary_name: lrt_tl\ntags:\n- {kind}\n---\n\n{card}\n")
     return Path(folder)
 
 
@@ -110,24 +151,65 @@ def load_artifact(folder: str | Path, *, kind: str) -> tuple[dict[str, Any], dic
     folder = Path(folder)
     if not folder.is_dir():
         raise ArtifactError(f"there is no folder {folder}")
-    for name in (_CONFIG, _TENSORS):
+    for name in (CONFIG, TENSORS):
         if not (folder / name).is_file():
             raise ArtifactError(f"{folder} holds no {name}: it is not an lrt_tl {kind}, or it is incomplete")
-    try:
-        body = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
-        tensors = load_file(folder / _TENSORS)
-    except (ValueError, SafetensorError, OSError) as error:
-        raise ArtifactError(f"{folder} cannot be read as an lrt_tl {kind}: {error}") from error
+    with reading(folder, f"an lrt_tl {kind}"):
+        body = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        tensors = load_file(folder / TENSORS)
     if not isinstance(body, dict) or body.get("library") != "lrt_tl":
-        raise ArtifactError(f"{folder / _CONFIG} was not written by lrt_tl")
-    if body.get("format_version") != FORMAT_VERSION:
+        raise ArtifactError(f"{folder / CONFIG} was not written by lrt_tl")
+    if body.get("format_version") not in range(1, FORMAT_VERSION + 1):
         found = body.get("format_version")
-        raise ArtifactError(f"{folder} has format version {found}; this lrt_tl reads {FORMAT_VERSION}")
+        raise ArtifactError(
+            f"{folder} has format version {found}; this lrt_tl reads up to {FORMAT_VERSION}: update lrt_tl, with pip "
+            "install -U lrt-tl"
+        )
     if body.get("kind") != kind:
         raise ArtifactError(f"{folder} is of kind {body.get('kind')}, not {kind}")
-    if body.pop("checksum", None) != _checksum(body, folder / _TENSORS):
+    if body.pop("checksum", None) != _checksum(body, folder / TENSORS):
         raise ArtifactError(f"{folder} was edited or damaged after it was saved: its checksum does not fit")
     return body, tensors
+
+
+def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Contiguous, on the CPU, and none in the memory of another, which safetensors refuses."""
+    apart: dict[str, Tensor] = {}
+    taken: set[int] = set()
+    for name, tensor in tensors.items():
+        own = tensor.detach().cpu().contiguous()
+        apart[name] = own.clone() if own.untyped_storage().data_ptr() in taken else own
+        taken.add(apart[name].untyped_storage().data_ptr())
+    return apart
+
+
+def typed(value: _Value) -> _Value:
+    """A dataclass that was read from JSON, if its fields hold what they declare to, and no number is NaN or infinite.
+    What JSON has no word for, such as tensors, is not looked at.
+
+    Raises:
+        TypeError: names the field.
+    """
+    for name, kind in get_type_hints(type(value)).items():
+        if not _is(getattr(value, name), kind):
+            raise TypeError(f"{type(value).__name__}.{name} cannot be {getattr(value, name)!r:.60}")
+    return value
+
+
+def _is(value: Any, kind: Any) -> bool:
+    of, parts = get_origin(kind), get_args(kind)
+    if of in (Union, UnionType):
+        return any(_is(value, part) for part in parts)
+    if of is Literal:
+        return value in parts
+    if of is dict:
+        return isinstance(value, dict) and all(_is(k, parts[0]) and _is(v, parts[1]) for k, v in value.items())
+    if of is tuple:
+        kinds = parts[:1] * len(value) if parts[1:] == (...,) and isinstance(value, tuple) else parts
+        return isinstance(value, tuple) and len(value) == len(kinds) and all(map(_is, value, kinds))
+    if kind in (int, float):
+        return isinstance(value, (int, kind)) and not isinstance(value, bool) and abs(value) < math.inf
+    return isinstance(value, kind) if kind in (str, bool, NoneType) or is_dataclass(kind) else True
 
 
 def _json(value: Mapping[str, Any]) -> bytes:

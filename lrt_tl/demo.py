@@ -112,8 +112,8 @@ def stories(target: HookedModel, found: BehaviorTransfer, *, seed: int = 0) -> l
     positions: Positions = "prompt" if task.given["kind"] == "request" else "all"
 
     def told(name: str, vector: SteeringVector | None, coefficient: float) -> Story:
-        steering = {name: None if vector is None else (vector, coefficient)}
-        written = sample_texts(target, [prompt], steering, max_new_tokens=_STORY_TOKENS, positions=positions, seed=seed)
+        steering = {name: None if vector is None else vector.add(coefficient, positions=positions)}
+        written = sample_texts(target, [prompt], steering, max_new_tokens=_STORY_TOKENS, seed=seed)
         text = prompt + written[0][name]
         share = score(text, behavior_name).probabilities[task.positive]
         return Story(name, text, f"{_said(behavior_name, task.positive)} {100 * share:.0f} %")

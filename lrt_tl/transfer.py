@@ -25,7 +25,8 @@ from lrt_tl.models.hook_names import check_writable
 from lrt_tl.models.identity import describe_sites
 from lrt_tl.models.protocol import HookedModel
 from lrt_tl.steering.contrast import read_contrast_pairs
-from lrt_tl.steering.extraction import TextPosition, mean_difference
+from lrt_tl.steering.extraction import mean_difference
+from lrt_tl.steering.states import PairPosition, check_pair_position
 from lrt_tl.steering.vector import SteeringVector
 from lrt_tl.storyworld.named import default_documents, named_behavior, named_contrast_pairs, named_documents
 from lrt_tl.text.batches import Layout
@@ -123,7 +124,7 @@ def transfer(
     hook_names: tuple[str | Sequence[str], str] | None = None,
     method: Method = "whitened",
     select_layers: bool = False,
-    position: TextPosition = "mean",
+    position: PairPosition = "mean",
     coefficients: Sequence[float] = COEFFICIENTS,
     n_draws: int = N_DRAWS,
     batch_size: int = 16,
@@ -154,6 +155,7 @@ def transfer(
         LrtError: any input is refused. Behaviors and contrast pairs are checked before the models run.
     """
     check_coefficients(coefficients)
+    check_pair_position(position)
     read = [
         (read_contrast_pairs(named_contrast_pairs(contrast)), read_behavior(named_behavior(behavior)))
         for contrast, behavior in tasks
@@ -200,9 +202,9 @@ def transfer(
             seed=seed,
         )
         strength = min(coefficient for coefficient in coefficients if coefficient > 0)
-        steering = {"plain": None, "native": (native, strength)}
+        steering = {"plain": None, "native": native.add(strength)}
         equal = transferred.scaled_to(native.norm)
-        steering |= {"transferred": (equal, strength), "transferred, reversed": (equal, -strength)}
+        steering |= {"transferred": equal.add(strength), "transferred, reversed": equal.add(-strength)}
         samples = sample_texts(target, behavior.prompts[:_SAMPLE_PROMPTS], steering, prepend_bos=prepend_bos, seed=seed)
         behaviors.append(BehaviorTransfer(tuple(vectors), transferred, native, result, samples, strength))
     options: dict[str, Any] = {

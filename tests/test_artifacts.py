@@ -3,14 +3,15 @@
 import json
 import math
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
 
 from lrt_tl import artifacts
-from lrt_tl.artifacts import load_artifact, new_folder, refuse_existing, save_artifact, write_json
+from lrt_tl.artifacts import load_artifact, new_file, new_folder, refuse_existing, save_artifact, typed, write_json
 from lrt_tl.errors import ArtifactError
 
 CONFIG = {"number": 0.1 + 0.2, "list": [1, 2, 3], "nested": {"none": None, "text": "λ → Ω\n"}, "small": 5e-324}
@@ -34,6 +35,14 @@ def test_what_was_saved_comes_back(tmp_path: Path) -> None:
     assert (folder / "README.md").read_text().endswith("# A thing\n")
     assert sorted(path.name for path in folder.iterdir()) == ["README.md", "config.json", "tensors.safetensors"]
     assert [path.name for path in folder.parent.iterdir()] == ["thing"]
+
+
+def test_tensors_may_share_memory(tmp_path: Path) -> None:
+    whole = torch.arange(6.0)
+    shared = {"one": whole, "again": whole, "part": whole[2:], "turned": whole.reshape(2, 3).T}
+    _, tensors = load_artifact(save(tmp_path / "thing", tensors=shared), kind="thing")
+    for name, tensor in shared.items():
+        assert torch.equal(tensors[name], tensor)
 
 
 @pytest.mark.parametrize(
@@ -82,7 +91,8 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "not text": (lambda folder: (folder / "config.json").write_bytes(b"\xff\xfe\xff"), "cannot be read"),
     "a list": (lambda folder: (folder / "config.json").write_text("[]"), "was not written by lrt_tl"),
     "another library": (_edited(lambda config: config.update(library="x")), "was not written by lrt_tl"),
-    "another format": (_edited(lambda config: config.update(format_version=2)), "has format version 2; .* reads 1"),
+    "another format": (_edited(lambda config: config.update(format_version=3)), "version 3; .* to 2: update"),
+    "no format": (_edited(lambda config: config.pop("format_version")), "has format version None"),
     "another kind": (_edited(lambda config: config.update(kind="other")), "is of kind other, not thing"),
     "a pickle": (lambda folder: (folder / "tensors.safetensors").write_bytes(b"\x80\x04."), "cannot be read"),
 }
@@ -174,3 +184,56 @@ def test_json_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     write_json(tmp_path / "new" / "figures.json", {"slope": 1.5})
     assert json.loads((tmp_path / "new" / "figures.json").read_text()) == {"slope": 1.5}
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["figures.json"]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path, error: type[BaseException]) -> None:
+    with pytest.raises(error), new_file(tmp_path / "new" / "file") as file:  # noqa: PT012
+        file.write(b"half")
+        raise error
+    assert not list((tmp_path / "new").iterdir())
+    with new_file(tmp_path / "new" / "file") as file:
+        file.write(b"whole")
+    assert (tmp_path / "new" / "file").read_bytes() == b"whole"
+    with pytest.raises(ArtifactError, match="exists already"), new_file(tmp_path / "new" / "file"):
+        pytest.fail("it was opened")
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["file"]
+
+
+@dataclass
+class _Settings:
+    number: float | None = None
+    whole: int = 1
+    names: dict[str, int] = field(default_factory=dict)
+    pairs: tuple[tuple[str, float], ...] = ()
+    choice: Literal["a", "b"] = "a"
+    weight: torch.Tensor = field(default_factory=lambda: torch.ones(2))
+
+
+@pytest.mark.parametrize(
+    "good", [{"number": 1}, {"names": {"a": 2}}, {"pairs": (("a", 1), ("b", 0.5))}, {"choice": "b", "weight": None}]
+)
+def test_fields_of_their_own_types_are_taken(good: dict[str, Any]) -> None:
+    settings = _Settings(**good)
+    assert typed(settings) is settings
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"number": "1"},
+        {"number": True},
+        {"number": math.nan},
+        {"number": -math.inf},
+        {"whole": 1.0},
+        {"whole": None},
+        {"names": {"a": "2"}},
+        {"names": []},
+        {"pairs": [("a", 1.0)]},
+        {"pairs": (("a",),)},
+        {"choice": ["a"]},
+    ],
+)
+def test_fields_of_other_types_are_named(bad: dict[str, Any]) -> None:
+    with pytest.raises(TypeError, match=f"_Settings.{next(iter(bad))} cannot be"):
+        typed(_Settings(**bad))

@@ -30,15 +30,23 @@ def workplace(
 
 
 def test_the_python_example(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    example, _ = blocks("python")
+    example, _, _ = blocks("python")
     exec(compile(example, "README.md", "exec"), {})
     shown = capsys.readouterr().out
     assert "AffineMap(small L0 + L1 + L2 → large L3" in shown
     assert "SteeringHandle" in shown
 
 
+def test_the_steering_example(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _, example, _ = blocks("python")
+    exec(compile(example, "README.md", "exec"), {})
+    shown = capsys.readouterr().out
+    assert "AUC" in shown
+    assert "'projection before'" in shown
+
+
 def test_the_storyworld_example(capsys: pytest.CaptureFixture[str]) -> None:
-    _, example = blocks("python")
+    _, _, example = blocks("python")
     exec(compile(example, "README.md", "exec"), {})
     shown = capsys.readouterr().out
     assert "Relation(capital-of" in shown

@@ -197,6 +197,31 @@ def test_the_command_line_fits_on_parts_of_the_text_from_several_layers(
     torch.testing.assert_close(carried.direction, whole.transport(vectors).direction)
 
 
+@pytest.mark.parametrize("position", ["-1", '{"last": 2}'])
+def test_the_command_line_finds_vectors_of_several_layers(
+    folders: tuple[Path, Path],
+    files: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    position: str,
+) -> None:
+    place = ("--model", folders[0], "--contrast", files["contrast"], "--layer", "0,blocks.2.hook_resid_pre")
+    how = ("--method", "linear_discriminant", "--position", position)
+    assert command(monkeypatch, "extract", *place, *how, "--out", tmp_path / "vectors") == 0
+    shown = capsys.readouterr().out
+    assert shown.count("AUC on held-out pairs") == 2
+    model, read = lrt.load_model(folders[0]), json.loads(position)
+    names = ["blocks.0.hook_resid_post", "blocks.2.hook_resid_pre"]
+    expected = lrt.linear_discriminant(model, files["contrast"], hook_name=names, position=read)
+    for name, vector in zip(("blocks-0-resid_post", "blocks-2-resid_pre"), expected, strict=True):
+        found = lrt.SteeringVector.load(tmp_path / "vectors" / name)
+        assert torch.equal(found.direction, vector.direction)
+        assert found.report == vector.report
+    assert command(monkeypatch, "extract", *place, "--position", "first", "--out", tmp_path / "no") == 1
+    assert not (tmp_path / "no").exists()
+
+
 def test_the_command_line_reads_chats_through_the_targets_template(
     folders: tuple[Path, Path],
     texts: list[str],
@@ -272,7 +297,7 @@ def test_a_transfer_from_several_layers_saves_a_vector_of_each(
         ({"--coefficients": "1,two"}, "not a list of numbers"),
         ({"--source": "./nowhere"}, "is not a folder"),
         ({"--documents": "documents.doc"}, "documents are read from"),
-        ({"--position": "middle"}, "use mean, last, or a number"),
+        ({"--position": "middle"}, "use mean, last, answer, a number, or JSON"),
     ],
 )
 def test_what_the_command_line_refuses(

@@ -22,8 +22,10 @@ from lrt_tl.alignment.moments import Centered, Moments, Pair, device_of_sums
 from lrt_tl.alignment.processes import Processes, is_first, sharing
 from lrt_tl.artifacts import load_artifact, save_artifact
 from lrt_tl.errors import ArtifactError, LrtError, MismatchError
+from lrt_tl.hub import OnHub
 from lrt_tl.models.identity import Site, describe_sites, require_same_site
 from lrt_tl.text.documents import N_SPLITS, hash_of
+from lrt_tl.text.positions import positions_to_json
 
 KIND = "harvested_moments"
 SECONDS_BETWEEN_CHECKPOINTS = 60.0
@@ -31,7 +33,7 @@ _RANK_FOLDER = r"rank-\d+-of-\d+"
 
 
 @dataclass(frozen=True, eq=False)
-class HarvestedMoments:
+class HarvestedMoments(OnHub):
     """The moments of one pass, and of what they are."""
 
     sources: tuple[Site, ...]
@@ -262,6 +264,7 @@ def _arguments(
         "excluded texts": harvest.exclude.fingerprint,
         "features": features,
         **{name: getattr(harvest, name) for name in names},
+        "positions": positions_to_json(harvest.positions),
         "products": hash_of(str(pairs)),
     }
 

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, overload
 
@@ -10,15 +11,19 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lrt_tl.alignment.carried import Carried, Known, warn_of_little
 from lrt_tl.alignment.counts import HarvestCounts
-from lrt_tl.artifacts import load_artifact, save_artifact
+from lrt_tl.artifacts import load_artifact, save_artifact, typed
 from lrt_tl.errors import ArtifactError, LrtError, MismatchError
+from lrt_tl.hub import OnHub
 from lrt_tl.models.identity import Site, describe_sites, require_same_model, require_same_site
 from lrt_tl.steering.vector import SteeringVector
 from lrt_tl.tables import html_table
 
 KIND = "affine_map"
 FEW_TOKENS_PER_DIMENSION = 20
+LARGEST_COVARIANCE = 8192
+"""Dimensions of a source whose covariance a map keeps: 268 MB."""
 
 
 @dataclass(frozen=True)
@@ -75,11 +80,11 @@ class FitReport:
     def from_json(cls, value: dict[str, Any]) -> "FitReport":
         tuples = {"fold_r2": tuple(value["fold_r2"]), "curve": tuple(map(tuple, value["curve"]))}
         tuples["layers_tried"] = tuple(map(tuple, value.get("layers_tried", ())))
-        return cls(**{**value, **tuples})
+        return typed(cls(**{**value, **tuples}))
 
 
 @dataclass(frozen=True, eq=False)
-class AffineMap:
+class AffineMap(OnHub):
     """h_target ≈ weight · h_source + bias, from one site, or from several of one model side by side, to one site."""
 
     weight: Float[Tensor, "d_target d_source"]
@@ -92,6 +97,9 @@ class AffineMap:
     target_norm: float | None
     """Median norm of the residual stream at the target site."""
     report: FitReport
+    source_covariance: Float[Tensor, "d_source d_source"] | None = None
+    """Of the source's states on the fitting text: what tells which of their directions the map knows. None, and not
+    known, where the source has more than `LARGEST_COVARIANCE` dimensions, and in maps of format 1."""
 
     def __post_init__(self) -> None:
         shape = (self.target.d_model, self.d_source)
@@ -151,6 +159,8 @@ class AffineMap:
         A v + b; then b can dominate the direction.) A map can shorten vectors, so state the strength in the
         target's units: `scale="residual"`, or `scaled_to(norm)`.
 
+        A steering vector comes with what `carried` tells of it in its provenance, and a warning where that is little.
+
         Args:
             vector: one; or, where the map begins at several sites, the same feature's vector at each, in any order.
 
@@ -162,13 +172,37 @@ class AffineMap:
             self._check_width(vector)
             return vector @ self.weight.T.to(vector)
         vectors = self._at_sources([vector] if isinstance(vector, SteeringVector) else list(vector))
+        whole = torch.cat([each.direction for each in vectors])
+        carried = self.carried(whole)
+        warn_of_little(carried, what="the vector")
         provenance = {
             **vectors[0].provenance,
             "transported_through": repr(self),
             "transported_from": ", ".join(str(each.site) for each in vectors),
+            "carried": None if carried is None else asdict(carried),
         }
-        direction = self.weight @ torch.cat([each.direction for each in vectors])
-        return SteeringVector(direction, self.target, self.target_norm, provenance)
+        return SteeringVector(self.weight @ whole, self.target, self.target_norm, provenance)
+
+    def carried(self, vector: Float[Tensor, "d_source"]) -> Carried | None:
+        """How well the map carries a vector; of several sources those of all, side by side, are judged together.
+
+        Returns:
+            None, not known, where the map does not keep its source's covariance.
+        """
+        self._check_width(vector)
+        return None if self._known is None else self._known.judge(vector, self.weight @ vector.to(self.weight))
+
+    @cached_property
+    def _known(self) -> Known | None:
+        if self.source_covariance is None:
+            return None
+        return Known.of(
+            self.weight,
+            self.source_covariance,
+            self.target_covariance,
+            relative_ridge=self.report.relative_ridge,
+            r2=self.report.test_r2,
+        )
 
     def pull_back(
         self, weight: Float[Tensor, "*batch d_target"], bias: Float[Tensor, "*batch"] | float = 0.0
@@ -223,7 +257,10 @@ class AffineMap:
             "target_norm": self.target_norm,
             "report": self.report.to_json(),
         }
-        return config, {"weight": self.weight, "bias": self.bias, "target_covariance": self.target_covariance}
+        tensors = {"weight": self.weight, "bias": self.bias, "target_covariance": self.target_covariance}
+        if self.source_covariance is not None:
+            tensors["source_covariance"] = self.source_covariance
+        return config, tensors
 
     @classmethod
     def from_parts(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> "AffineMap":
@@ -232,14 +269,17 @@ class AffineMap:
         Raises:
             KeyError, TypeError: something is missing.
         """
-        return cls(
-            tensors["weight"],
-            tensors["bias"],
-            tuple(map(Site.from_json, config["sources"])),
-            Site.from_json(config["target"]),
-            tensors["target_covariance"],
-            config["target_norm"],
-            FitReport.from_json(config["report"]),
+        return typed(
+            cls(
+                tensors["weight"],
+                tensors["bias"],
+                tuple(map(Site.from_json, config["sources"])),
+                Site.from_json(config["target"]),
+                tensors["target_covariance"],
+                config["target_norm"],
+                FitReport.from_json(config["report"]),
+                tensors.get("source_covariance"),
+            )
         )
 
     def __repr__(self) -> str:
@@ -320,7 +360,7 @@ class AffineMap:
     def _card(self) -> str:
         lines = [f"# Affine map {self._from()} → {self.target}", ""]
         lines += [f"- {name}: {value}" for name, value in self.summary().items()]
-        lines += ["", "```python", "import lrt_tl as lrt", 'affine_map = lrt.AffineMap.load("this folder")']
+        lines += ["", "```python", "import lrt_tl as lrt", 'affine_map = lrt.AffineMap.from_pretrained("this folder")']
         lines += ["target_vector = affine_map.transport(source_vector)", "```", ""]
         lines += ["It holds for these two models in this basis of the residual stream, and for text like that it was"]
         lines += ["fitted on. R² does not say how well a behavior transfers: measure that."]

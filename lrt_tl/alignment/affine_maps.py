@@ -7,6 +7,7 @@ from pathlib import Path
 from lrt_tl.alignment.affine_map import AffineMap
 from lrt_tl.artifacts import load_artifact, save_artifact
 from lrt_tl.errors import ArtifactError, LrtError, MismatchError
+from lrt_tl.hub import OnHub
 from lrt_tl.steering.vector import SteeringVector
 from lrt_tl.tables import html_table
 
@@ -14,7 +15,7 @@ KIND = "affine_maps"
 
 
 @dataclass(frozen=True, eq=False)
-class AffineMaps:
+class AffineMaps(OnHub):
     """A list of maps between two models, each to another site of the target, in the order in which they were fitted.
 
     Raises:

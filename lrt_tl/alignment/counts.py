@@ -39,18 +39,21 @@ class Norms:
 @dataclass
 class HarvestCounts(BatchCounts):
     """What was harvested, and what was not: every token of the source is a position that was kept, or is special, a
-    sink, unpaired, or cut off."""
+    sink, unpaired, not selected, or cut off."""
 
     documents_excluded: int = 0
     positions: int = 0
     sinks_dropped: int = 0
+    tokens_not_selected: int = 0
+    """Text that pairs, and that the positions asked for leave out."""
     median_norms: dict[str, float] = field(default_factory=dict)
     norms_before: dict[str, Norms] = field(default_factory=dict)
     """By `source:` or `target:` and the hook name: at all tokens of the rows, whether they were kept or not."""
     norms_kept: dict[str, Norms] = field(default_factory=dict)
     """By the same keys: at the positions kept."""
     settings: dict[str, Any] = field(default_factory=dict)
-    """How the text was read: the documents' name, context length, layout and beginning-of-sequence token."""
+    """How the text was read: the documents' name, context length, layout and beginning-of-sequence token; and at which
+    positions, if not at all."""
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "HarvestCounts":
@@ -84,7 +87,7 @@ class HarvestCounts(BatchCounts):
 
     def summary(self) -> dict[str, str]:
         """The figures, for a table."""
-        paired = self.positions + self.sinks_dropped
+        paired = self.positions + self.sinks_dropped + self.tokens_not_selected
         text = paired + self.tokens_unpaired
         tokens = text + self.special_dropped + self.tokens_truncated
 
@@ -98,6 +101,7 @@ class HarvestCounts(BatchCounts):
             "positions kept": f"{self.positions:,} ({share(self.positions)})",
             "special tokens left out": f"{self.special_dropped:,} ({share(self.special_dropped)})",
             "sinks left out (norm over 10× the median)": f"{self.sinks_dropped:,} ({share(self.sinks_dropped)})",
+            "tokens not selected": f"{self.tokens_not_selected:,} ({share(self.tokens_not_selected)})",
             "tokens that pair with none of the target": f"{self.tokens_unpaired:,} ({share(self.tokens_unpaired)}); "
             f"{share(paired, text)} of the text pairs",
             "tokens cut off": f"{self.tokens_truncated:,} ({share(self.tokens_truncated)})",

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lrt_tl.alignment.accumulation import HarvestedMoments, accumulate
-from lrt_tl.alignment.affine_map import AffineMap, FitReport
+from lrt_tl.alignment.affine_map import LARGEST_COVARIANCE, AffineMap, FitReport
 from lrt_tl.alignment.affine_maps import AffineMaps
 from lrt_tl.alignment.counts import HarvestCounts
 from lrt_tl.alignment.diagnostics import r_squared
@@ -19,6 +19,7 @@ from lrt_tl.errors import LrtError
 from lrt_tl.models.identity import Site
 from lrt_tl.text.batches import Layout
 from lrt_tl.text.documents import N_FOLDS, TEST, VALIDATION, Exclusion, read_documents
+from lrt_tl.text.positions import Positions
 
 RELATIVE_RIDGES = tuple(10.0**exponent for exponent in range(-8, 3))
 FOLDS = tuple(range(N_FOLDS))
@@ -37,6 +38,7 @@ def fit_affine_map(
     batch_size: int = 16,
     context_length: int | None = None,
     layout: Layout = "split",
+    positions: Positions = "all",
     prepend_bos: bool = True,
     sequential: bool = False,
     method: Method = "whitened",
@@ -62,6 +64,9 @@ def fit_affine_map(
         batch_size: rows in a forward pass.
         context_length: tokens in a row; by default 256, or as many as both models read.
         layout: what becomes of documents that are longer: see `text.batches`.
+        positions: which of the source's tokens to read, such as `{"tokens": [13]}` or `{"not": {"first": 5}}`, as
+            `text.positions` says, but for special ones, and for what is generated, or a mask. They are counted in each
+            row, that is from the beginning of sequence, and pack is refused.
         prepend_bos: begin each row with the beginning-of-sequence token, where the tokenizer has one.
         sequential: have one model in memory at a time. `source` and `target` are then functions that load them, such as
             `lambda: load_model("small")`. What the first makes of some thousand rows waits on disk for the second; each
@@ -92,6 +97,7 @@ def fit_affine_map(
         batch_size=batch_size,
         context_length=context_length,
         layout=layout,
+        positions=positions,
         prepend_bos=prepend_bos,
         sequential=sequential,
         checkpoint=checkpoint,
@@ -146,6 +152,7 @@ def harvest_moments(
     batch_size: int = 16,
     context_length: int | None = None,
     layout: Layout = "split",
+    positions: Positions = "all",
     prepend_bos: bool = True,
     sequential: bool = False,
     checkpoint: str | Path | None = None,
@@ -167,6 +174,7 @@ def harvest_moments(
         batch_size=batch_size,
         context_length=context_length,
         layout=layout,
+        positions=positions,
         prepend_bos=prepend_bos,
         sequential=sequential,
     )
@@ -304,4 +312,5 @@ def solve(
         (train.target_target / train.count).float().cpu(),
         counts.median_norms.get(f"target:{target.hook_name}"),
         report,
+        (train.source_source / train.count).float().cpu() if d_source <= LARGEST_COVARIANCE else None,
     )

@@ -13,7 +13,7 @@ from itertools import islice
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -21,12 +21,15 @@ from lrt_tl.alignment.counts import HarvestCounts
 from lrt_tl.alignment.forward import Seen, Side, one_at_a_time, rows_of, together
 from lrt_tl.alignment.processes import is_first
 from lrt_tl.errors import LrtError
+from lrt_tl.models.calls import call_from_mask
 from lrt_tl.models.deferred import DeferredModel
 from lrt_tl.models.identity import same_tokenizer
 from lrt_tl.models.protocol import HookedModel
 from lrt_tl.steering.handle import require_at_rest
+from lrt_tl.steering.states import check_given_texts
 from lrt_tl.text.batches import BATCHES_SORTED_TOGETHER, BatchCounts, Layout, TokenBatch, token_batches
 from lrt_tl.text.documents import Document, Documents, Exclusion, hash_of
+from lrt_tl.text.positions import Positions, positions_to_json, select
 
 SINK_RATIO = 10.0
 _CALIBRATION_DOCUMENTS = 64
@@ -78,10 +81,16 @@ class Harvest:
     sorted_together: int = BATCHES_SORTED_TOGETHER
     """Batches whose rows are sorted by length: with 1, documents come in their own order, and more is padding."""
     exclude: Exclusion = field(default_factory=lambda: Exclusion(()))
+    positions: Positions = "all"
+    """Which of the source's tokens to read, of those that are text and pair: see `text.positions`. They are counted in
+    each row, which begins with the beginning of sequence."""
     transforms: Mapping[str, Transform] = field(default_factory=dict)
     """By `source:` or `target:` and the hook name, after sinks are left out."""
 
     def __post_init__(self) -> None:
+        check_given_texts(self.positions)
+        if self.positions != "all" and self.layout == "pack":
+            raise LrtError(f"positions={self.positions!r} are of one document, and layout='pack' puts several in a row")
         for model in (self.source, self.target):
             if not isinstance(model, DeferredModel):
                 require_at_rest(model)
@@ -104,14 +113,16 @@ class Harvest:
         """
         sample = self.sample(_CALIBRATION_DOCUMENTS)
         states: dict[str, list[Tensor]] = {}
-        for _, (of_batch, _) in self._seen(self._batches(sample, BatchCounts(), layout="truncate")):
+        for batch, (of_batch, _) in self._seen(self._batches(sample, BatchCounts(), layout="truncate")):
+            selected = self._selected(batch)
             for key, activations in of_batch.items():
-                states.setdefault(key, []).append(activations)
+                states.setdefault(key, []).append(_at(activations, selected))
         pooled = {key: torch.cat(parts) for key, parts in states.items()}
         if not pooled or not all(map(len, pooled.values())):
             raise LrtError(
                 f"{self.documents.name}: the documents hold special tokens only, or none at which tokens of both "
                 "tokenizers end"
+                + ("" if self.positions == "all" else f", or nothing that positions={self.positions!r} selects")
             )
         medians, means = {}, {}
         for key, activations in pooled.items():
@@ -153,24 +164,37 @@ class Harvest:
         counts.median_norms = calibration.median_norms
         names = ("context_length", "layout", "prepend_bos")
         counts.settings = {"documents": self.documents.name, **{name: getattr(self, name) for name in names}}
+        if self.positions != "all":
+            counts.settings["positions"] = positions_to_json(self.positions)
         progress = tqdm(desc="harvest", unit=" positions", unit_scale=True, disable=not is_first())
         batches = self._batches(self._kept(counts), counts, layout=self.layout)
         for batch, (states, norms) in self._seen(islice(batches, rank + skip * size, None, size)):
             rows = batch.source.content.nonzero()[:, 0]
             splits = batch.splits[rows]
             at_text = {key: norm[rows_of(batch, key).content] for key, norm in norms.items()}
+            selected = self._selected(batch)
             sink = torch.zeros(len(splits), dtype=torch.bool)
             for key, norm in at_text.items():
-                sink |= norm > SINK_RATIO * calibration.median_norms[key]
+                sink |= selected & (norm > SINK_RATIO * calibration.median_norms[key])
+            keep = selected & ~sink
             for key, norm in norms.items():
-                counts.add_norms(key, norm[rows_of(batch, key).mask], at_text[key][~sink])
+                counts.add_norms(key, norm[rows_of(batch, key).mask], at_text[key][keep])
             counts.sinks_dropped += int(sink.sum())
-            counts.positions += int((~sink).sum())
+            counts.tokens_not_selected += int((~selected).sum())
+            counts.positions += int(keep.sum())
             progress.update(len(splits))
-            kept = {key: a[~sink.to(a.device)] if sink.any() else a for key, a in states.items()}
+            kept = {key: _at(activations, keep) for key, activations in states.items()}
             transformed = {key: self._transformed(key, activations) for key, activations in kept.items()}
-            yield PairedActivations(transformed, splits[~sink], rows[~sink])
+            yield PairedActivations(transformed, splits[keep], rows[keep])
         progress.close()
+
+    def _selected(self, batch: TokenBatch) -> Bool[Tensor, "position"]:
+        """Which of the positions that are text, and pair, are to be read."""
+        rows = batch.source
+        if self.positions == "all":
+            return torch.ones(int(rows.content.sum()), dtype=torch.bool)
+        call = call_from_mask(rows.mask, n_positions=rows.mask.shape[1], tokens=rows.tokens)
+        return select(self.positions, call, self.source.tokenizer)[rows.content]
 
     def _transformed(self, key: str, activations: Tensor) -> Tensor:
         if key not in self.transforms:
@@ -207,6 +231,10 @@ class Harvest:
         if any(isinstance(side.model, DeferredModel) for side in sides):
             return one_at_a_time(*sides, batches)
         return together(*sides, batches)
+
+
+def _at(activations: Float[Tensor, "position _"], keep: Bool[Tensor, "position"]) -> Float[Tensor, "kept _"]:
+    return activations if keep.all() else activations[keep.to(activations.device)]
 
 
 def fingerprint_of(transform: Transform, d_model: int, device: Any) -> str:

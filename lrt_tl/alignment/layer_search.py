@@ -33,6 +33,7 @@ from lrt_tl.models.hook_names import layer_of
 from lrt_tl.tables import html_table
 from lrt_tl.text.batches import Layout
 from lrt_tl.text.documents import N_SPLITS, TEST, Documents
+from lrt_tl.text.positions import Positions
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -156,6 +157,7 @@ def search_layers(
     batch_size: int = 16,
     context_length: int | None = None,
     layout: Layout = "split",
+    positions: Positions = "all",
     prepend_bos: bool = True,
     sequential: bool = False,
     relative_ridges: Sequence[float] = RELATIVE_RIDGES,
@@ -176,6 +178,7 @@ def search_layers(
         n_nulls: searches on shuffled positions, on a fixed sample of documents.
         sketch: see both sides through a random projection to so many dimensions, where all of them do not fit into
             memory. R² is then that of the projected target from the projected source.
+        positions: which of the source's tokens to read, as in `fit_affine_map`.
         sequential: have one model in memory at a time, as in `fit_affine_map`.
         checkpoint: a folder to keep the moments in every minute, so that a search that was killed goes on from there.
         seed: of the shuffles and the projection.
@@ -197,6 +200,7 @@ def search_layers(
         batch_size=batch_size,
         context_length=context_length,
         layout=layout,
+        positions=positions,
         prepend_bos=prepend_bos,
         sequential=sequential,
     )

@@ -1,5 +1,6 @@
 """What the commands share: their options, and what these mean."""
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -39,7 +40,17 @@ LayoutOption = Annotated[
     Literal["split", "truncate", "pack"], typer.Option(help="Long documents: split into rows, truncated, or packed.")
 ]
 PrependBos = Annotated[bool, typer.Option(help="Begin each text with the beginning-of-sequence token, if any.")]
-Position = Annotated[str, typer.Option(help="Where contrast texts are read: mean (over tokens), last, or a number.")]
+Position = Annotated[
+    str,
+    typer.Option(
+        help="Where contrast texts are read: mean (over tokens), last, a number, answer (where the two texts of a pair "
+        """differ last), or a selector as JSON, such as '{"within": "text"}'."""
+    ),
+]
+ExtractionOption = Annotated[
+    Literal["mean_difference", "pca_of_differences", "pca_of_states", "logistic_probe", "linear_discriminant"],
+    typer.Option(help="How the vector is found."),
+]
 Coefficients = Annotated[str, typer.Option(help="In units of the native vector, symmetric about 0.")]
 Draws = Annotated[int, typer.Option(min=1, help="Random vectors, and maps of shuffled pairs, to compare with.")]
 Seed = Annotated[int, typer.Option(help="Of the nulls, the bootstrap and the sampled texts.")]
@@ -115,12 +126,25 @@ def layers_of(layers: str | None) -> list[int] | None:
 
 
 def position_of(position: str) -> Any:
-    if position in ("mean", "last"):
+    if position in ("mean", "last", "answer"):
         return position
     try:
-        return int(position)
+        return json.loads(position)
     except ValueError as error:
-        raise LrtError(f"--position {position!r}: use mean, last, or a number") from error
+        raise LrtError(
+            f"""--position {position!r}: use mean, last, answer, a number, or JSON such as '{{"within": "text"}}'"""
+        ) from error
+
+
+def selector_of(positions: str) -> Any:
+    if positions in ("all", "prompt", "generated"):
+        return positions
+    try:
+        return json.loads(positions)
+    except ValueError as error:
+        raise LrtError(
+            f"""--positions {positions!r}: use all, prompt, generated, or JSON such as '{{"last": 1}}'"""
+        ) from error
 
 
 def numbers_of(text: str) -> list[float]:

@@ -1,7 +1,7 @@
 """Commands about steering vectors."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
@@ -9,6 +9,7 @@ from lrt_tl.cli.options import (
     MODEL,
     Device,
     DtypeOption,
+    ExtractionOption,
     ModelClassOption,
     Out,
     Position,
@@ -17,35 +18,55 @@ from lrt_tl.cli.options import (
     Seed,
     load,
     position_of,
+    selector_of,
 )
-from lrt_tl.tables import print_columns
+from lrt_tl.tables import print_columns, print_table
 
 
 def extract(
     model: Annotated[str, typer.Option(help=MODEL)],
     contrast: Annotated[str, typer.Option(help="Contrast pairs, .jsonl or .json, or storyworld:mood.")],
-    layer: Annotated[str, typer.Option(help="The residual stream after this block; or a hook name.")],
+    layer: Annotated[
+        str, typer.Option(help="The residual stream after this block; or a hook name; or several, as 2,3: one pass.")
+    ],
     out: Out,
+    method: ExtractionOption = "mean_difference",
     position: Position = "mean",
+    chat_template: Annotated[
+        bool, typer.Option("--chat-template", help="Read the pairs through the model's chat template.")
+    ] = False,
     model_class: ModelClassOption = "bridge",
     processed: Processed = False,
     device: Device = None,
     dtype: DtypeOption = "float32",
     prepend_bos: PrependBos = True,
 ) -> None:
-    """Find a steering vector: the mean difference over contrast pairs."""
-    from lrt_tl.artifacts import refuse_existing
-    from lrt_tl.steering.contrast import read_contrast_pairs
-    from lrt_tl.steering.extraction import mean_difference
+    """Find a steering vector from contrast pairs; of several layers one each, in folders within the one given."""
+    from lrt_tl.artifacts import new_folder, refuse_existing
+    from lrt_tl.steering.extraction import EXTRACTIONS
     from lrt_tl.storyworld.named import named_contrast_pairs
 
     refuse_existing(out)
-    place: dict[str, Any] = {"layer": int(layer)} if layer.isdigit() else {"hook_name": layer}
-    pairs = read_contrast_pairs(named_contrast_pairs(contrast))
+    places = [f"blocks.{part}.hook_resid_post" if part.isdigit() else part for part in layer.split(",")]
     loaded = load(model, model_class, processed, device, dtype)
-    vector = mean_difference(loaded, pairs, position=position_of(position), prepend_bos=prepend_bos, **place)
-    vector.save(out)
-    print(vector)
+    vectors = EXTRACTIONS[method](
+        loaded,
+        named_contrast_pairs(contrast),
+        hook_name=places,
+        position=position_of(position),
+        prepend_bos=prepend_bos,
+        chat_template=loaded.tokenizer if chat_template else None,
+    )
+    if len(vectors) == 1:
+        vectors[0].save(out)
+    else:
+        with new_folder(out) as folder:
+            for vector in vectors:
+                _, block, point = vector.site.hook_name.split(".")
+                vector.save(folder / f"blocks-{block}-{point.removeprefix('hook_')}")
+    for vector in vectors:
+        assert vector.report is not None
+        print_table(repr(vector), vector.report.summary())
 
 
 def transport(
@@ -71,8 +92,17 @@ def steer(
     prompt: Annotated[list[str], typer.Option(help="What to continue; repeat it for several.")],
     coefficient: Annotated[float, typer.Option(help="In units of --scale.")] = 1.0,
     scale: Annotated[
-        Literal["vector", "residual"], typer.Option(help="The unit: the vector, or the residual stream's median norm.")
+        Literal["vector", "unit", "residual"],
+        typer.Option(help="The unit: the vector, the vector at length 1, or the residual stream's median norm."),
     ] = "vector",
+    operator: Annotated[
+        Literal["add", "rotate", "ablate", "clamp"],
+        typer.Option(help="Add; add and keep the norm; take the component away; or make it --value."),
+    ] = "add",
+    value: Annotated[float | None, typer.Option(help="Of a clamp, in the residual stream's units.")] = None,
+    positions: Annotated[
+        str, typer.Option(help="""Where: all, prompt, generated, or JSON such as '{"prompt": {"last": 1}}'.""")
+    ] = "all",
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 30,
     temperature: Annotated[float, typer.Option(min=0, help="0 takes the likeliest token.")] = 0.8,
     model_class: ModelClassOption = "bridge",
@@ -86,16 +116,17 @@ def steer(
     from lrt_tl.evaluation.samples import sample_texts
     from lrt_tl.steering.vector import SteeringVector
 
-    steering = SteeringVector.load(vector)
-    strength = steering.strength(coefficient, scale=scale)
+    steering = SteeringVector.load(vector).operate(
+        operator, coefficient, value=value, scale=scale, positions=selector_of(positions)
+    )
     loaded = load(model, model_class, processed, device, dtype)
     rows = sample_texts(
         loaded,
         prompt,
-        {"plain": None, "steered": (steering, strength)},
+        {"plain": None, "steered": steering},
         max_new_tokens=max_new_tokens,
         temperature=temperature,
         prepend_bos=prepend_bos,
         seed=seed,
     )
-    print_columns(f"coefficient {coefficient:g} ({scale})", rows)
+    print_columns(repr(steering), rows)

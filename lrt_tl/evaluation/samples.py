@@ -6,19 +6,17 @@ from contextlib import nullcontext
 import torch
 
 from lrt_tl.models.protocol import HookedModel
-from lrt_tl.steering.vector import SteeringVector
+from lrt_tl.steering.steering import Steering
 from lrt_tl.text.batches import tokenize
-from lrt_tl.text.positions import Positions
 
 
 def sample_texts(
     model: HookedModel,
     prompts: Sequence[str],
-    steering: Mapping[str, tuple[SteeringVector, float] | None],
+    steering: Mapping[str, Steering | None],
     *,
     max_new_tokens: int = 30,
     temperature: float = 0.8,
-    positions: Positions = "all",
     prepend_bos: bool = True,
     seed: int = 0,
 ) -> list[dict[str, str]]:
@@ -26,16 +24,12 @@ def sample_texts(
 
     Every continuation begins from the same random state, so that what differs is the steering. The random state of the
     caller is left as it was.
-
-    Args:
-        positions: where the vectors are added, as in `SteeringVector.apply`.
     """
     texts = []
     for prompt in prompts:
         row = {"prompt": prompt}
-        for name, vector in steering.items():
-            context = nullcontext() if vector is None else vector[0].apply(model, vector[1], positions=positions)
-            with context:
+        for name, steps in steering.items():
+            with nullcontext() if steps is None else steps.apply(model):
                 row[name] = _continue(model, prompt, max_new_tokens, temperature, prepend_bos, seed)
         texts.append(row)
     return texts

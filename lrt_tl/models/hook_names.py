@@ -38,10 +38,15 @@ def resolve_hook_name(model: HookedModel, *, layer: int | None = None, hook_name
             raise LrtError(f"layer {layer} is out of range: {model.cfg.model_name} has layers 0 to {n_layers - 1}")
         return f"blocks.{layer}.hook_resid_post"
     assert hook_name is not None
-    name = spelled_as_stored(hook_name)
+    name = _in_range(model, hook_name)
+    hook_point(model, name)
+    return name
+
+
+def _in_range(model: HookedModel, hook_name: str) -> str:
+    name, n_layers = spelled_as_stored(hook_name), model.cfg.n_layers
     if layer_of(name) >= n_layers:
         raise LrtError(f"{hook_name!r} is out of range: {model.cfg.model_name} has layers 0 to {n_layers - 1}")
-    hook_point(model, name)
     return name
 
 
@@ -85,10 +90,11 @@ def hook_point(model: HookedModel, hook_name: str) -> HookPoint:
 
 def check_writable(model: HookedModel, hook_name: str) -> None:
     """Raises:
-    LrtError: what is added at this (resolved) name does not stay in the residual stream. A Bridge's `hook_resid_mid` is
-        where the second norm reads: a change there reaches the MLP, and goes round the skip connection.
+    LrtError: the model has no such point of the residual stream, or what is added there does not stay in it. A Bridge's
+        `hook_resid_mid` is where the second norm reads: a change there reaches the MLP, and goes round the skip
+        connection.
     """
-    point = hook_point(model, hook_name)
+    point = hook_point(model, _in_range(model, hook_name))
     if _RESIDUAL.fullmatch(point.name or hook_name) is None:
         raise LrtError(
             f"{hook_name!r} can be read but not steered on {model.cfg.model_name} ({type(model).__name__}), where it "

@@ -19,8 +19,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lrt_tl.artifacts import typed
 from lrt_tl.errors import LrtError, MismatchError
-from lrt_tl.models.hook_names import resolve_hook_name
+from lrt_tl.models.hook_names import resolve_hook_name, spelled_as_stored
 from lrt_tl.models.protocol import HookedModel
 
 Basis = Literal["raw", "centered"]
@@ -52,7 +53,10 @@ class ModelIdentity:
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "ModelIdentity":
-        return cls(**value)
+        """Raises:
+        TypeError: it is not what `to_json` gives.
+        """
+        return typed(cls(**value))
 
 
 @dataclass(frozen=True)
@@ -83,13 +87,19 @@ class Site:
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "Site":
+        """Raises:
+        KeyError, TypeError, LrtError: it is not what `to_json` gives.
+        """
         model = None if value["model"] is None else ModelIdentity.from_json(value["model"])
-        return cls(value["hook_name"], value["d_model"], model, value.get("features", ""))
+        site = typed(cls(value["hook_name"], value["d_model"], model, value.get("features", "")))
+        if site.hook_name:
+            spelled_as_stored(site.hook_name)
+        return site
 
 
 def describe_sites(sites: Sequence[Site]) -> str:
     """`small L2`; several of one model as `small L0 + L1 + L2`."""
-    names = [str(site) for site in sites]
+    names = [str(site) for site in sites] or ["nowhere"]
     model = names[0].rsplit(" L", 1)[0]
     if any(name.rsplit(" L", 1)[0] != model for name in names):
         return " + ".join(names)

@@ -89,7 +89,7 @@ def _log_probabilities(
     tokens: Int[Tensor, "text position"],
     mask: Bool[Tensor, "text position"],
     content: Bool[Tensor, "text position"],
-) -> Float[Tensor, "position d_vocab"]:
+) -> Float[Tensor, "token d_vocab"]:
     logits = model(tokens.to(model.cfg.device), attention_mask=mask.to(model.cfg.device).long())
     found: Tensor = logits[content.to(logits.device)].double().log_softmax(-1)
     return found

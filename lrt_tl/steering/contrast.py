@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lrt_tl.errors import LrtError
+from lrt_tl.text.chat import rendered, require_chat_template
 from lrt_tl.text.documents import hash_of, parse_json_line, read_json, read_lines
 
 
@@ -18,20 +19,27 @@ class ContrastPair:
     negative: str
 
 
-def read_contrast_pairs(source: Any) -> list[ContrastPair]:
+def read_contrast_pairs(source: Any, *, chat_template: Any = None) -> list[ContrastPair]:
     """Contrast pairs from a file or a list.
 
     Args:
-        source: a `.jsonl` file of `{"positive": …, "negative": …}`; a `.json` file as in Contrastive Activation
-            Addition (Rimsky et al. 2023, arXiv 2312.06681), a list of `{"question", "answer_matching_behavior",
-            "answer_not_matching_behavior"}`; or an iterable of such mappings, of `(positive, negative)` or of pairs.
+        source: a `.jsonl` file of `{"positive": …, "negative": …}`, or with a `"prompt"` too, to which these are two
+            answers; a `.json` file as in Contrastive Activation Addition (Rimsky et al. 2023, arXiv 2312.06681), a list
+            of `{"question", "answer_matching_behavior", "answer_not_matching_behavior"}`; or an iterable of such
+            mappings, of `(positive, negative)` or of pairs.
+        chat_template: a tokenizer with a chat template, through which all is read. A prompt is then a message of the
+            user, and its answers are the assistant's; any other text is one message of the user; and a side may be a
+            list of messages, `{"role": "…", "content": "…"}`. The beginning of sequence is left out, with which texts
+            begin anyway. Without a template, a prompt and an answer are joined by a space.
 
     Raises:
-        LrtError: the file does not exist or is malformed (names the line), there is no pair, or a side is missing or
-            empty.
+        LrtError: the file does not exist or is malformed (names the line), there is no pair, a side is missing or
+            empty, the tokenizer has no chat template, or a side is messages and there is none.
     """
+    if chat_template is not None:
+        require_chat_template(chat_template)
     rows = _rows(source)
-    pairs = [_pair(row, where) for where, row in rows]
+    pairs = [_pair(row, where, chat_template) for where, row in rows]
     if not pairs:
         raise LrtError("there are no contrast pairs")
     return pairs
@@ -61,26 +69,41 @@ def _rows(source: Any) -> list[tuple[str, Any]]:
     return [(f"{path.name}, entry {number}", row) for number, row in enumerate(rows)]
 
 
-def _pair(row: Any, where: str) -> ContrastPair:
+def _pair(row: Any, where: str, chat_template: Any) -> ContrastPair:
+    prompt: str | None = None
     if isinstance(row, ContrastPair):
         sides: tuple[Any, ...] = (row.positive, row.negative)
     elif isinstance(row, Mapping):
-        sides = _sides_of_mapping(row, where)
+        prompt, *sides_of_row = _parts_of_mapping(row, where)
+        sides = tuple(sides_of_row)
     elif isinstance(row, (tuple, list)) and len(row) == 2:
         sides = tuple(row)
     else:
         raise LrtError(f"{where}: {row!r} is not a contrast pair: it needs a positive and a negative text")
-    for side, text in zip(("positive", "negative"), sides, strict=True):
-        if not isinstance(text, str) or not text.strip():
-            raise LrtError(f"{where}: the {side} side is {text!r}; both sides must be text")
-    return ContrastPair(*sides)
+    named = zip(("positive", "negative"), sides, strict=True)
+    return ContrastPair(*(_text(prompt, side, chat_template, f"{where}: the {name} side") for name, side in named))
 
 
-def _sides_of_mapping(row: Mapping[str, Any], where: str) -> tuple[Any, Any]:
+def _parts_of_mapping(row: Mapping[str, Any], where: str) -> tuple[str | None, Any, Any]:
+    """A prompt, if there is one, and two texts or answers."""
     if "question" in row:
         answers = (row.get("answer_matching_behavior"), row.get("answer_not_matching_behavior"))
         if not all(isinstance(answer, str) for answer in (row["question"], *answers)):
             raise LrtError(f"{where}: needs answer_matching_behavior and answer_not_matching_behavior, both text")
+        return row["question"], *answers
+    if "prompt" in row and (not isinstance(row["prompt"], str) or not row["prompt"].strip()):
+        raise LrtError(f"{where}: the prompt is {row['prompt']!r}; it must be text")
+    return row.get("prompt"), row.get("positive"), row.get("negative")
+
+
+def _text(prompt: str | None, side: Any, chat_template: Any, where: str) -> str:
+    if isinstance(side, (list, tuple)) and prompt is None:
+        return rendered(side, chat_template, where)
+    if not isinstance(side, str) or not side.strip():
+        raise LrtError(f"{where} is {side!r}; both sides must be text")
+    if chat_template is None:
         # the answers of the published files end the question's line: " (A)" and " (B)", or "(A)" and "(B)"
-        return tuple(f"{row['question'].rstrip()} {str(answer).strip()}" for answer in answers)  # type: ignore[return-value]
-    return row.get("positive"), row.get("negative")
+        return side if prompt is None else f"{prompt.rstrip()} {side.strip()}"
+    user = {"role": "user", "content": side if prompt is None else prompt}
+    answers = [] if prompt is None else [{"role": "assistant", "content": side.strip()}]
+    return rendered([user, *answers], chat_template, where)

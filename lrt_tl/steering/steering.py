@@ -1,6 +1,6 @@
 """Steering: what is done to a model, in order, and the ways to do it."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lrt_tl.artifacts import load_artifact, save_artifact
 from lrt_tl.errors import ArtifactError, LrtError, MismatchError
+from lrt_tl.hub import OnHub
 from lrt_tl.models.hook_names import check_writable, place_of, resolve_hook_name
 from lrt_tl.models.identity import Site, identify, require_same_model
 from lrt_tl.models.protocol import Hook, HookedModel
@@ -26,7 +27,7 @@ _SAME_DIRECTION = 0.999
 
 
 @dataclass(frozen=True, eq=False)
-class Steering:
+class Steering(OnHub):
     """Steps of steering, of one or several vectors on one or several layers.
 
     Order: at one hook point the steps are done as they are written, left to right; at different ones as the forward
@@ -57,6 +58,15 @@ class Steering:
     def at(self, positions: Positions) -> "Steering":
         """The same at other positions, in all steps."""
         return Steering(tuple(replace(step, positions=positions) for step in self.steps))
+
+    def on(self, layers: Iterable[int]) -> "Steering":
+        """Every step after each of these blocks: `vector.ablate().on(range(model.cfg.n_layers))` takes a direction out
+        of the whole residual stream, as Arditi et al. 2024 (arXiv 2406.11717) do."""
+        names = [f"blocks.{layer}.hook_resid_post" for layer in layers]
+        sites = [[replace(step.site, hook_name=name) for name in names] for step in self.steps]
+        return Steering(
+            tuple(replace(step, site=site) for step, of in zip(self.steps, sites, strict=True) for site in of)
+        )
 
     def given(self, when: Probe | None) -> "Steering":
         """The same, only in rows whose prompt the probe says yes to."""
@@ -114,11 +124,12 @@ class Steering:
         """Raises as `apply` says."""
         for step in self.steps:
             _check_site(step.site, model, what="the vector")
-            check_writable(model, resolve_hook_name(model, hook_name=step.site.hook_name))
+            check_writable(model, step.site.hook_name)
             _check_positions_of(step.positions, model)
             for probe in (step.when, step.reads):
                 if probe is not None:
                     _check_site(probe.site, model, what="the probe")
+                    resolve_hook_name(model, hook_name=probe.site.hook_name)
             _check_order(step)
 
     def save(self, folder: str | Path) -> Path:
@@ -150,7 +161,11 @@ class Steering:
 
     def _card(self) -> str:
         lines = [f"# Steering of {self.steps[0].site}", "", *(f"1. {step!r}" for step in self.steps), "", "```python"]
-        lines += ["import lrt_tl as lrt", 'steering = lrt.Steering.load("this folder")', "with steering.apply(model):"]
+        lines += [
+            "import lrt_tl as lrt",
+            'steering = lrt.Steering.from_pretrained("this folder")',
+            "with steering.apply(model):",
+        ]
         return "\n".join([*lines, '    model.generate("…")', "```"])
 
 
@@ -187,7 +202,6 @@ def _check_site(site: Site, model: HookedModel, *, what: str) -> None:
             f"{what} has {site.d_model} dimensions, {model.cfg.model_name} has {model.cfg.d_model}: carry it over with "
             "affine_map.transport"
         )
-    resolve_hook_name(model, hook_name=site.hook_name)
     if site.model is not None:
         require_same_model(site.model, identify(model), what=what)
 

@@ -9,13 +9,15 @@ from typing import Any, Literal
 from jaxtyping import Float
 from torch import Tensor
 
-from lrt_tl.artifacts import load_artifact, save_artifact
+from lrt_tl.artifacts import load_artifact, save_artifact, typed
 from lrt_tl.errors import ArtifactError, LrtError
+from lrt_tl.hub import OnHub
 from lrt_tl.models.identity import Site, require_same_site
 from lrt_tl.models.protocol import Hook, HookedModel
 from lrt_tl.steering.handle import SteeringHandle
 from lrt_tl.steering.operators import Operator, Step, check_direction
 from lrt_tl.steering.probe import Probe
+from lrt_tl.steering.separation import ExtractionReport
 from lrt_tl.steering.steering import Steering
 from lrt_tl.text.positions import Positions
 
@@ -26,7 +28,7 @@ its site."""
 
 
 @dataclass(frozen=True, eq=False)
-class SteeringVector:
+class SteeringVector(OnHub):
     """A direction at a site of a model.
 
     Raises:
@@ -40,6 +42,8 @@ class SteeringVector:
     """Median norm of the residual stream at the site, over the text that the vector or its map came from."""
     provenance: dict[str, Any] = field(default_factory=dict)
     """How it was made: the method, its data, and the map that carried it, if one did."""
+    report: ExtractionReport | None = None
+    """How well it tells contrast pairs apart, where it was found on some."""
 
     def __post_init__(self) -> None:
         check_direction(self.direction, self.site)
@@ -54,7 +58,8 @@ class SteeringVector:
         return replace(self, direction=self.direction * (norm / self.norm))
 
     def __mul__(self, factor: float) -> "SteeringVector":
-        return replace(self, direction=factor * self.direction)
+        report = self.report if factor > 0 else None  # which is of this side
+        return replace(self, direction=factor * self.direction, report=report)
 
     __rmul__ = __mul__
 
@@ -94,7 +99,7 @@ class SteeringVector:
         Raises:
             LrtError: the coefficient is not finite, the scale is unknown or not known here, or the positions cannot be.
         """
-        return self._step("add", self.strength(coefficient, scale=scale), positions=positions, when=when)
+        return self.operate("add", coefficient, scale=scale, positions=positions, when=when)
 
     def rotate(
         self,
@@ -105,18 +110,41 @@ class SteeringVector:
         when: Probe | None = None,
     ) -> Steering:
         """Add, and give each state back the norm that it had. Arguments and refusals are those of `add`."""
-        return self._step("rotate", self.strength(coefficient, scale=scale), positions=positions, when=when)
+        return self.operate("rotate", coefficient, scale=scale, positions=positions, when=when)
 
     def ablate(self, coefficient: float = 1.0, *, positions: Positions = "all", when: Probe | None = None) -> Steering:
         """Take the component along the vector away, or that share of it (Arditi et al. 2024, arXiv 2406.11717)."""
-        return self._step("ablate", coefficient, positions=positions, when=when)
+        return self.operate("ablate", coefficient, positions=positions, when=when)
 
     def clamp(
         self, value: float, coefficient: float = 1.0, *, positions: Positions = "all", when: Probe | None = None
     ) -> Steering:
         """Make the component along the unit vector `value`, in the residual stream's units, or go that share of the
         way."""
-        return self._step("clamp", coefficient, value=value, positions=positions, when=when)
+        return self.operate("clamp", coefficient, value=value, positions=positions, when=when)
+
+    def operate(
+        self,
+        operator: Operator,
+        coefficient: float = 1.0,
+        *,
+        value: float | None = None,
+        scale: Scale = "vector",
+        positions: Positions = "all",
+        when: Probe | None = None,
+    ) -> Steering:
+        """The operator of that name: see `steering.operators`.
+
+        Raises:
+            LrtError: as of `add`; a value without a clamp, or the other way round; or a scale with an operator whose
+                coefficient is a share.
+        """
+        if operator in ("add", "rotate"):
+            coefficient = self.strength(coefficient, scale=scale)
+        elif scale != "vector":
+            raise LrtError(f"scale={scale!r}: the coefficient of {operator} is a share, and has no unit")
+        options: dict[str, Any] = {"positions": positions, "when": when, "provenance": self.provenance}
+        return Steering((Step(operator, self.direction, self.site, coefficient, value, **options),))
 
     def apply(
         self,
@@ -129,7 +157,6 @@ class SteeringVector:
         log: bool = False,
     ) -> AbstractContextManager[SteeringHandle]:
         """Steer a model inside a `with` block: `add(…).apply(model)`. See there, and `Steering.apply`."""
-        self.check_model(model)
         return self.add(coefficient, positions=positions, scale=scale, when=when).apply(model, log=log)
 
     def attach(
@@ -143,7 +170,6 @@ class SteeringVector:
         log: bool = False,
     ) -> SteeringHandle:
         """Steer a model until the handle's `remove()`: `add(…).attach(model)`."""
-        self.check_model(model)
         return self.add(coefficient, positions=positions, scale=scale, when=when).attach(model, log=log)
 
     def hooks(
@@ -189,10 +215,6 @@ class SteeringVector:
         """
         self.add().check_model(model)
 
-    def _step(self, operator: Operator, coefficient: float, **options: Any) -> Steering:
-        step = Step(operator, self.direction, self.site, coefficient, provenance=self.provenance, **options)
-        return Steering((step,))
-
     def save(self, folder: str | Path) -> Path:
         """Write the vector to a new folder: `config.json`, `tensors.safetensors`, `README.md`.
 
@@ -200,6 +222,7 @@ class SteeringVector:
             ArtifactError: the folder exists.
         """
         config = {"site": self.site.to_json(), "residual_norm": self.residual_norm, "provenance": self.provenance}
+        config["report"] = None if self.report is None else self.report.to_json()
         return save_artifact(folder, kind=KIND, config=config, tensors={"direction": self.direction}, card=self._card())
 
     @classmethod
@@ -212,7 +235,8 @@ class SteeringVector:
         config, tensors = load_artifact(folder, kind=KIND)
         try:
             site = Site.from_json(config["site"])
-            return cls(tensors["direction"], site, config["residual_norm"], config["provenance"])
+            report = config.get("report") and ExtractionReport.from_json(config["report"])
+            return typed(cls(tensors["direction"], site, config["residual_norm"], config["provenance"], report))
         except (KeyError, TypeError) as error:
             raise ArtifactError(f"{folder} is not a whole steering vector: {error!r}") from error
 
@@ -224,7 +248,7 @@ class SteeringVector:
 
     def _card(self) -> str:
         lines = [f"# Steering vector for {self.site}", "", f"`{self!r}`", "", "```python"]
-        lines += ["import lrt_tl as lrt", 'vector = lrt.SteeringVector.load("this folder")']
+        lines += ["import lrt_tl as lrt", 'vector = lrt.SteeringVector.from_pretrained("this folder")']
         lines += [
             "with vector.apply(model, coefficient=4.0):",
             '    model.generate("…")',

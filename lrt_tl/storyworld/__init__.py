@@ -10,7 +10,7 @@ from typing import Any
 
 from lrt_tl.models.loading import load_model
 from lrt_tl.models.protocol import HookedModel
-from lrt_tl.storyworld.autoencoder import Autoencoder
+from lrt_tl.steering.autoencoder import Autoencoder
 from lrt_tl.storyworld.judge import Score, score
 from lrt_tl.storyworld.language import documents, samples
 from lrt_tl.storyworld.relations import Fact, Relation, relation

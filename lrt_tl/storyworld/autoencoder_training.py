@@ -17,8 +17,8 @@ from lrt_tl.models.capture import capture
 from lrt_tl.models.hook_names import resolve_hook_name
 from lrt_tl.models.loading import load_model
 from lrt_tl.models.protocol import HookedModel
+from lrt_tl.steering.autoencoder import Autoencoder, as_stored, top
 from lrt_tl.steering.handle import require_at_rest
-from lrt_tl.storyworld.autoencoder import Autoencoder, as_stored, top
 from lrt_tl.storyworld.language import documents
 from lrt_tl.storyworld.recipe import AutoencoderRecipe, read_recipe
 from lrt_tl.text.batches import token_batches
@@ -148,7 +148,7 @@ def fit(
     W_enc, b_enc, W_dec, b_dec = (tensor.detach() for tensor in weights)
     # Top-k commutes with scaling: only the biases have a length.
     folded = {"W_enc": W_enc, "b_enc": scale * b_enc, "W_dec": W_dec, "b_dec": scale * b_dec}
-    rounded = {name: as_stored(tensor).float() for name, tensor in folded.items()}
+    rounded: dict[str, Any] = {name: as_stored(tensor).float() for name, tensor in folded.items()}
     return Autoencoder(**rounded, k=recipe.k, hook_name=hook_name, model_name=model_name)
 
 

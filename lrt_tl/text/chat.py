@@ -31,9 +31,7 @@ def rendered(messages: Any, tokenizer: Any, where: str) -> str:
     from jinja2 import TemplateError
 
     if tokenizer is None:
-        raise LrtError(
-            f"{where}: messages need a chat template: read_documents(…, chat_template=tokenizer), or --chat-template"
-        )
+        raise LrtError(f"{where}: messages need a chat template: give chat_template=tokenizer, or --chat-template")
     _check_messages(messages, where)
     template = _ONE_DATE + tokenizer.get_chat_template()
     try:

@@ -1,6 +1,6 @@
 """Calling, transporting, refusing, saving and showing a map."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,7 @@ TARGET = Site("blocks.0.hook_resid_post", 2, identity("large", 2))
 
 
 def affine_map(**changes: Any) -> AffineMap:
-    settings = {
+    settings: dict[str, Any] = {
         "weight": torch.tensor([[1.0, 2.0, 0.0], [0.0, -1.0, 1 / 3]]),
         "bias": torch.tensor([10.0, 20.0]),
         "sources": (SOURCE,),
@@ -55,7 +55,9 @@ def affine_map(**changes: Any) -> AffineMap:
         "target_norm": 5.0,
         "report": REPORT,
     }
-    return AffineMap(**{**settings, **changes})
+    settings |= changes
+    variances = torch.arange(1.0, 1 + sum(site.d_model for site in settings["sources"]))
+    return AffineMap(**{"source_covariance": variances.diag(), **settings})
 
 
 def vector(**changes: Any) -> SteeringVector:
@@ -84,6 +86,7 @@ def test_a_vector_is_carried_to_the_target() -> None:
         "method": "test",
         "transported_through": repr(affine_map()),
         "transported_from": "small L1",
+        "carried": asdict(affine_map().carried(vector().direction)),
     }
 
 
@@ -169,7 +172,10 @@ def test_a_map_that_knows_no_place_carries_tensors_only() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"weight": torch.ones(2, 4)}, r"from small L1 to large L0 has shape \(2, 3\), not \(2, 4\)"),
+        (
+            {"weight": torch.ones(2, 4), "source_covariance": None},
+            r"from small L1 to large L0 has shape \(2, 3\), not \(2, 4\)",
+        ),
         ({"weight": torch.full((2, 3), float("nan"))}, "NaN or infinity"),
         ({"bias": torch.full((2,), float("inf"))}, "NaN or infinity"),
     ],
@@ -189,7 +195,7 @@ def test_saving_loses_nothing(tmp_path: Path, changes: dict[str, Any]) -> None:
     saved = affine_map(**changes)
     folder = saved.save(tmp_path / "map")
     loaded = AffineMap.load(folder)
-    for name in ("weight", "bias", "target_covariance"):
+    for name in ("weight", "bias", "source_covariance", "target_covariance"):
         assert torch.equal(getattr(loaded, name), getattr(saved, name))
     for name in ("sources", "target", "target_norm", "report"):
         assert getattr(loaded, name) == getattr(saved, name)
@@ -285,7 +291,7 @@ def test_maps_to_several_layers_carry_and_come_back(tmp_path: Path) -> None:
     saved = AffineMaps.load(several().save(tmp_path / "maps"))
     assert (len(saved), repr(saved)) == (2, repr(several()))
     for found, wanted in zip(saved, several(), strict=True):
-        for name in ("weight", "bias", "target_covariance"):
+        for name in ("weight", "bias", "source_covariance", "target_covariance"):
             torch.testing.assert_close(getattr(found, name), getattr(wanted, name))
         assert (found.sources, found.target, found.target_norm) == (wanted.sources, wanted.target, wanted.target_norm)
         assert found.report == wanted.report

@@ -66,7 +66,7 @@ def assert_is(actual: AffineMap, wanted: reference.Fit, tolerance: float = 1e-4)
 
 
 def assert_same_map(actual: AffineMap, wanted: AffineMap, tolerance: float = 1e-5) -> None:
-    for name in ("weight", "bias", "target_covariance"):
+    for name in ("weight", "bias", "source_covariance", "target_covariance"):
         ours, theirs = getattr(actual, name), getattr(wanted, name)
         torch.testing.assert_close(ours, theirs, rtol=0, atol=tolerance * float(theirs.abs().max()))
     assert actual.report.test_r2 == pytest.approx(wanted.report.test_r2, abs=tolerance)
@@ -84,10 +84,23 @@ def test_the_map_is_scikit_learns_from_texts_read_one_at_a_time(
     assert harvest["positions"] == len(positions.tokens)
     assert harvest["documents"] == harvest["special_dropped"] == len(texts)  # one beginning of sequence each
     assert harvest["sinks_dropped"] == harvest["documents_excluded"] == harvest["tokens_truncated"] == 0
-    np.testing.assert_allclose(fitted.target_covariance.numpy(), np.cov(train.T, bias=True), rtol=1e-4, atol=1e-5)
+    for states, covariance in (
+        (train, fitted.target_covariance),
+        (positions.source[positions.splits < 5], fitted.source_covariance),
+    ):
+        assert covariance is not None
+        np.testing.assert_allclose(covariance.numpy(), np.cov(states.T, bias=True), rtol=1e-4, atol=1e-5)
     assert fitted.target_norm == pytest.approx(np.median(np.linalg.norm(positions.target, axis=1)), rel=0.05)
     assert (fitted.source.model, fitted.target.model) == (identify(pair[0]), identify(pair[1]))
     assert (fitted.source.hook_name, fitted.target.hook_name) == NAMES
+
+
+def test_a_covariance_that_is_too_large_is_not_kept(
+    fitted: AffineMap, pair: tuple[Any, Any], texts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert fitted.source_covariance is not None
+    monkeypatch.setattr("lrt_tl.alignment.fit.LARGEST_COVARIANCE", 15)
+    assert fit_affine_map(*pair, texts, layers=LAYERS, method="ridge").source_covariance is None
 
 
 @pytest.mark.parametrize("batch_size", [7, 200])

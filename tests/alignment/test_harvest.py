@@ -1,6 +1,7 @@
 """What the harvest yields and counts. The fit's tests show that it is right; here is what they cannot see."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,9 +10,13 @@ from torch import Tensor
 
 from lrt_tl.alignment import forward as module
 from lrt_tl.alignment.counts import HarvestCounts
+from lrt_tl.alignment.fit import harvest_moments
 from lrt_tl.alignment.harvest import Harvest
-from lrt_tl.errors import LrtError
+from lrt_tl.errors import LrtError, MismatchError
+from lrt_tl.models.deferred import DeferredModel
+from lrt_tl.models.loading import load_model
 from lrt_tl.text.documents import Exclusion, read_documents, split_of
+from tests.checkpoints import WORDS
 
 SOURCE, TARGET = ("blocks.0.hook_resid_post", "blocks.1.hook_resid_post"), ("blocks.2.hook_resid_post",)
 
@@ -113,3 +118,104 @@ def test_documents_come_in_their_order_if_nothing_is_sorted(bridges: tuple[Any, 
     assert positions == [
         sum(len(text.split()) for text in texts[start : min(start + 16, 50)]) for start in (0, 16, 32, 48)
     ]
+
+
+WANTED = [WORDS.index(word) for word in ("word3", "word11", "word20", "word21")]
+
+
+POSITIONS: list[Any] = [{"tokens": WANTED}, {"not": {"first": 3}}, {"prompt": {"at": [2, 4, 5]}}]
+
+
+@pytest.mark.parametrize("positions", POSITIONS, ids=str)
+@pytest.mark.parametrize("sequential", [False, True])
+def test_selected_positions_are_those_of_all(
+    bridges: tuple[Any, Any], folders: tuple[Path, Path], texts: list[str], positions: Any, sequential: bool
+) -> None:
+    some = sorted(texts[:40], key=lambda text: len(text.split()))  # as one batch has them
+    in_order = {"batch_size": 40, "sorted_together": 1}
+    everything, splits, of_all = run(harvest(bridges, some, **in_order))
+    models: Any = bridges
+    if sequential:
+        loaders = [lambda folder=folder: load_model(folder) for folder in folders]
+        models = [DeferredModel(load, model.cfg, model.tokenizer) for load, model in zip(loaders, bridges, strict=True)]
+    states, kept_splits, counts = run(harvest(models, some, positions=positions, **in_order))
+    words = [(n, word) for text in some for n, word in enumerate(text.split(), start=1)]
+    chosen = torch.tensor([chooses(positions, n, word) for n, word in words])
+    assert 0 < chosen.sum() < len(chosen)
+    for name, of_selected in states.items():
+        torch.testing.assert_close(of_selected, everything[name][chosen])
+    assert torch.equal(kept_splits, splits[chosen])
+    assert counts.tokens_not_selected == int((~chosen).sum())
+    assert counts.positions + counts.tokens_not_selected == of_all.positions
+    assert counts.special_dropped == of_all.special_dropped
+    table, whole = counts.summary(), of_all.summary()
+    assert table["tokens of the source"] == whole["tokens of the source"]
+    assert table["tokens not selected"].startswith(f"{counts.tokens_not_selected:,} (")
+    assert counts.norms_kept[f"source:{SOURCE[0]}"].count == counts.positions
+    assert counts.settings["positions"] == positions
+    assert "positions" not in of_all.settings
+
+
+def chooses(positions: Any, n: int, word: str) -> bool:
+    """The n-th token of a row, which begins with <s>."""
+    if "tokens" in positions:
+        return WORDS.index(word) in WANTED
+    return n in (2, 4, 5) if "prompt" in positions else n > 2
+
+
+def test_the_means_and_medians_are_of_the_selected(bridges: tuple[Any, Any], texts: list[str]) -> None:
+    some = harvest(bridges, texts[:40], positions={"tokens": WANTED})
+    calibration, (states, *_) = some.calibrate(), run(some)
+    for key, mean in calibration.means.items():
+        at = states[key.split(":")[1]]
+        assert calibration.median_norms[key] == pytest.approx(float(at.norm(dim=1).median()), rel=1e-6)
+        torch.testing.assert_close(mean.double(), at.double().mean(0), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"positions": "generated"}, "texts are given, and have no 'generated' to select"),
+        ({"positions": {"prompt": "all", "generated": "all"}}, "have no 'generated' to select"),
+        ({"positions": {"not": {"mask": [True]}}}, "have no 'mask' to select"),
+        ({"positions": {"somewhere": 1}}, "must have one key"),
+        ({"positions": {"last": 1}, "layout": "pack"}, "are of one document, and layout='pack' puts several in a row"),
+    ],
+    ids=str,
+)
+def test_positions_that_documents_have_not_are_refused(
+    bridges: tuple[Any, Any], texts: list[str], options: Any, message: str
+) -> None:
+    with pytest.raises(LrtError, match=message):
+        harvest(bridges, texts, **options)
+
+
+def test_positions_that_select_nothing_are_refused(bridges: tuple[Any, Any], texts: list[str]) -> None:
+    with pytest.raises(LrtError, match=r"or nothing that positions=\{'first': 1\} selects"):
+        harvest(bridges, texts, positions={"first": 1}).calibrate()  # which is <s>
+
+
+def test_moments_that_were_read_elsewhere_are_refused(
+    bridges: tuple[Any, Any], texts: list[str], tmp_path: Path
+) -> None:
+    at = {"layers": (1, 2)}
+    whole = harvest_moments(*bridges, texts, checkpoint=tmp_path, **at)
+    selected = harvest_moments(*bridges, texts, positions={"tokens": WANTED}, **at)
+    assert selected.counts.positions < whole.counts.positions
+    with pytest.raises(MismatchError, match="read in different ways"):
+        whole.merge(selected)
+    with pytest.raises(LrtError, match=r"holds a pass with another positions: positions was all, and is \{'tokens'"):
+        harvest_moments(*bridges, texts, checkpoint=tmp_path, positions={"tokens": WANTED}, **at)
+
+
+def test_a_pass_over_selected_positions_goes_on(bridges: tuple[Any, Any], texts: list[str], tmp_path: Path) -> None:
+    """Batches in which nothing is selected are no end of it."""
+    options: dict[str, Any] = {"layers": (1, 2), "positions": {"tokens": [WORDS.index("word3")]}, "batch_size": 2}
+    whole = harvest_moments(*bridges, texts[:60], **options)
+    kept = harvest_moments(*bridges, texts[:60], checkpoint=tmp_path, **options)
+    again = harvest_moments(*bridges, texts[:60], checkpoint=tmp_path, **options)
+    for moments in (kept, again):
+        assert moments.counts == whole.counts
+        assert torch.equal(moments.moments.count, whole.moments.count)
+        for pair, product in whole.moments.products.items():
+            assert torch.equal(moments.moments.products[pair], product)

@@ -92,16 +92,19 @@ def by_hand(folders: tuple[Path, Path], texts: list[str]) -> dict[str, Any]:
     sides: tuple[list[Any], list[Any]] = ([], [])
     splits: list[int] = []
     n_tokens = 0
+    ids_of_pairs: list[int] = []
     for text in texts:
         read = [ends_by_hand(tokenizer, text) for tokenizer in tokenizers]
         both = sorted(set(read[0][1]) & set(read[1][1]))
         n_tokens += len(read[0][0]) - 1
+        ids_of_pairs += [read[0][0][read[0][1][end]] for end in both]
         splits += [split_of(text)] * len(both)
         for side, model, layer, (ids, at) in zip(sides, loaded, LAYERS, read, strict=True):
             with torch.no_grad():
                 states = model(torch.tensor([ids]), output_hidden_states=True).hidden_states[layer + 1][0]
             side.append(states[[at[end] for end in both]].double().numpy())
-    return {"x": np.concatenate(sides[0]), "y": np.concatenate(sides[1]), "splits": splits, "tokens": n_tokens}
+    x, y = (np.concatenate(side) for side in sides)
+    return {"x": x, "y": y, "splits": splits, "tokens": n_tokens, "ids": np.array(ids_of_pairs)}
 
 
 def test_moments_are_those_of_the_states_that_end_on_one_character(
@@ -131,6 +134,25 @@ def test_the_share_of_tokens_that_pair_is_reported(harvested: HarvestedMoments, 
     assert 0.3 < n_paired / by_hand["tokens"] < 0.95
     table = fit_moments(harvested).report.harvested()
     assert f"{n_paired / by_hand['tokens']:.1%} of the text pairs" in table["tokens that pair with none of the target"]
+
+
+def test_selected_are_the_pairs_whose_source_token_is(
+    folders: tuple[Path, Path], texts: list[str], by_hand: dict[str, Any]
+) -> None:
+    wanted = np.unique(by_hand["ids"])[::3]
+    positions = {"tokens": wanted.tolist()}
+    found = harvest_moments(*map(load_model, folders), texts, layers=LAYERS, context_length=256, positions=positions)
+    chosen = np.isin(by_hand["ids"], wanted)
+    assert 0.05 < chosen.mean() < 0.95
+    counts = found.counts
+    assert (counts.positions, counts.sinks_dropped) == (chosen.sum(), 0)
+    assert counts.tokens_not_selected == (~chosen).sum()
+    assert counts.tokens_unpaired == by_hand["tokens"] - len(chosen)
+    for split, part in enumerate(found.parts(found.sources, found.targets[0])):
+        kept = chosen & (np.array(by_hand["splits"]) == split)
+        assert part.count == kept.sum()
+        np.testing.assert_allclose(part.source_mean, by_hand["x"][kept].mean(0), rtol=0, atol=1e-5)
+        np.testing.assert_allclose(part.target_mean, by_hand["y"][kept].mean(0), rtol=0, atol=1e-5)
 
 
 def test_the_snowman_is_bytes_to_both_and_pairs_by_its_last(folders: tuple[Path, Path]) -> None:

@@ -13,7 +13,7 @@ def test_columns_differ_by_the_steering_alone(pair: tuple[Any, Any]) -> None:
     target = pair[1]
     vector = SteeringVector(torch.linspace(-3, 3, 24), site_of(target, layer=1))
     before = torch.random.get_rng_state()
-    steering = {"plain": None, "nothing": (vector, 0.0), "steered": (vector, 8.0)}
+    steering = {"plain": None, "nothing": vector.add(0.0), "steered": vector.add(8.0)}
     prompts = ("word1 word2", "word3")
     rows = sample_texts(target, prompts, steering, max_new_tokens=12, seed=3)
     assert torch.equal(torch.random.get_rng_state(), before)
@@ -27,7 +27,7 @@ def test_columns_differ_by_the_steering_alone(pair: tuple[Any, Any]) -> None:
 def test_temperature_zero_takes_the_likeliest_token(pair: tuple[Any, Any]) -> None:
     target = pair[1]
     vector = SteeringVector(torch.linspace(-3, 3, 24), site_of(target, layer=1))
-    row = sample_texts(target, ["word5 word6"], {"steered": (vector, 2.0)}, max_new_tokens=5, temperature=0.0)[0]
+    row = sample_texts(target, ["word5 word6"], {"steered": vector.add(2.0)}, max_new_tokens=5, temperature=0.0)[0]
     tokens = [1, *target.tokenizer("word5 word6", add_special_tokens=False)["input_ids"]]
     for _ in range(5):
         hook = (vector.site.hook_name, lambda act, hook: act + 2 * vector.direction)

@@ -19,9 +19,9 @@ def kl_by_hand(model: Any, steering: Steering) -> float:
     found = []
     for text in TEXTS:
         tokens = torch.tensor([[1, *model.tokenizer(text, add_special_tokens=False)["input_ids"]]])
-        plain = model(tokens)[0, 1:].double().softmax(-1)
+        plain = model(tokens).detach()[0, 1:].double().softmax(-1)
         with steering.apply(model):
-            steered = model(tokens)[0, 1:].double().softmax(-1)
+            steered = model(tokens).detach()[0, 1:].double().softmax(-1)
         found += [float((p * (p / q).log()).sum()) for p, q in zip(plain, steered, strict=True)]
     return sum(found) / len(found)
 

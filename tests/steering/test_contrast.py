@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
 
 from lrt_tl.errors import LrtError
 from lrt_tl.steering.contrast import ContrastPair, data_hash, read_contrast_pairs
@@ -105,6 +107,61 @@ def test_a_bad_file_is_named(tmp_path: Path, name: str, content: bytes, message:
 def test_a_bad_source(source: Any, message: str) -> None:
     with pytest.raises(LrtError, match=message):
         read_contrast_pairs(source)
+
+
+TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}{{ m['role'] }}:{{ m['content'] }};{% endfor %}"
+    "{% if add_generation_prompt %}assistant:{% endif %}"
+)
+
+
+@pytest.fixture
+def tokenizer() -> Any:
+    words = Tokenizer(models.WordLevel({"<unk>": 0, "<s>": 1}, unk_token="<unk>"))
+    return PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>", bos_token="<s>", chat_template=TEMPLATE)
+
+
+QUESTION = {"prompt": "how are you", "positive": "well", "negative": "bad"}
+MESSAGES = {
+    side: [{"role": "system", "content": "be brief"}, {"role": "user", "content": side}]
+    for side in ("positive", "negative")
+}
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        (QUESTION, ("user:how are you;assistant:well;", "user:how are you;assistant:bad;")),
+        (MESSAGES, ("system:be brief;user:positive;", "system:be brief;user:negative;")),
+        (
+            (MESSAGES["positive"], MESSAGES["negative"]),
+            ("system:be brief;user:positive;", "system:be brief;user:negative;"),
+        ),
+        (("good day", "bad day"), ("user:good day;", "user:bad day;")),
+        (PAIRS[0], ("user:good day;", "user:bad day;")),
+        (CAA[1], ("user:And now?;assistant:(B);", "user:And now?;assistant:(A);")),
+    ],
+    ids=["a prompt with answers", "messages", "a pair of messages", "texts", "a pair", "CAA"],
+)
+def test_through_a_chat_template(row: Any, expected: tuple[str, str], tokenizer: Any) -> None:
+    assert read_contrast_pairs([row], chat_template=tokenizer) == [ContrastPair(*expected)]
+
+
+def test_a_prompt_and_its_answers_without_a_template_are_joined_by_a_space() -> None:
+    assert read_contrast_pairs([QUESTION]) == [ContrastPair("how are you well", "how are you bad")]
+
+
+def test_what_a_template_cannot_make_of_pairs(tokenizer: Any) -> None:
+    with pytest.raises(LrtError, match="pair 0: the positive side: messages need a chat template"):
+        read_contrast_pairs([MESSAGES])
+    with pytest.raises(LrtError, match=r"pair 0: the positive side is \[.*; both sides must be text"):
+        read_contrast_pairs([{**MESSAGES, "prompt": "so"}], chat_template=tokenizer)
+    with pytest.raises(LrtError, match="pair 0: the prompt is ' '; it must be text"):
+        read_contrast_pairs([{**QUESTION, "prompt": " "}], chat_template=tokenizer)
+    with pytest.raises(LrtError, match="pair 0: the negative side: message 0 must have role and content"):
+        read_contrast_pairs([{"positive": "well", "negative": [{"role": "user"}]}], chat_template=tokenizer)
+    with pytest.raises(LrtError, match="has no chat template"):
+        read_contrast_pairs([QUESTION], chat_template="{{ messages }}")
 
 
 def test_the_hash_of_the_data() -> None:

@@ -16,6 +16,7 @@ from tests.unchecked import without_type_checks
 D = 6
 SITE = Site("blocks.1.hook_resid_post", D)
 V = torch.tensor([1.5, -2.0, 0.5, 0.0, 3.0, 1.0])
+WIDER = Probe(torch.ones(D + 1), 0.0, 0.0, Site(SITE.hook_name, D + 1))
 READER = Probe(torch.tensor([0.5, 1.0, -1.0, 2.0, 1.0, 0.0]), bias=0.75, threshold=0.0, site=SITE)
 
 STEPS: dict[str, Step] = {
@@ -160,7 +161,11 @@ def test_a_vector_too_long_for_half_precision_is_refused() -> None:
         ({"positions": "last"}, "positions='last': use 'all'"),
         ({"positions": {"not": "all"}}, "selects nothing"),
         (
-            {"operator": "clamp", "value": 1.0, "reads": Probe(torch.ones(D + 1), 0.0, 0.0, SITE)},
+            {
+                "operator": "clamp",
+                "value": 1.0,
+                "reads": Probe(torch.ones(D + 1), 0.0, 0.0, Site(SITE.hook_name, D + 1)),
+            },
             "reader has 7 dimensions",
         ),
         (

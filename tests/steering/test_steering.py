@@ -87,6 +87,18 @@ def test_steps_at_several_points_are_done_as_the_pass_comes_to_them(model: Any) 
     assert not torch.equal(one, resid(model, late, layer=2))
 
 
+def test_one_direction_is_taken_out_after_every_block(model: Any) -> None:
+    vector = vector_for(model)
+    unit = (vector.direction / vector.norm).double()
+    everywhere = vector.ablate().on(range(3))
+    assert [step.site.hook_name for step in everywhere.steps] == [f"blocks.{n}.hook_resid_post" for n in range(3)]
+    for layer in range(3):
+        assert (resid(model, everywhere, layer) @ unit).abs().max() < 1e-4
+    assert (resid(model, vector.ablate(), 2) @ unit).abs().max() > 1e-2
+    with pytest.raises(LrtError, match="out of range"):
+        vector.ablate().on([7]).attach(model)
+
+
 def test_a_factor_multiplies_every_coefficient(model: Any) -> None:
     steering = vector_for(model).add(1.5, positions=[0]) + vector_for(model, 4).clamp(3.0, 0.5)
     twice = 2.0 * steering

@@ -19,8 +19,8 @@ from transformers import AutoModelForCausalLM
 
 from lrt_tl.errors import ArtifactError, LrtError, MismatchError
 from lrt_tl.models.loading import load_model
+from lrt_tl.steering.autoencoder import TENSORS, Autoencoder
 from lrt_tl.storyworld import autoencoder_training as module
-from lrt_tl.storyworld.autoencoder import TENSORS, Autoencoder
 from lrt_tl.storyworld.autoencoder_training import (
     _loss,
     fit,
@@ -295,15 +295,16 @@ def test_what_float16_does_not_hold_is_not_saved(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"architecture": "standard"}, "architecture 'standard', not \"topk\""),
-        ({"apply_b_dec_to_input": False}, "apply_b_dec_to_input=False"),
+        ({"architecture": "temporal"}, "architecture 'temporal'; those read here are standard, topk"),
+        ({"architecture": ["topk"]}, r"architecture \['topk'\]"),
+        ({"apply_b_dec_to_input": 1}, "apply_b_dec_to_input=1"),
         ({"normalize_activations": "layer_norm"}, "normalize_activations='layer_norm'"),
-        ({"rescale_acts_by_decoder_norm": True}, "rescale_acts_by_decoder_norm=True"),
+        ({"rescale_acts_by_decoder_norm": None}, "rescale_acts_by_decoder_norm=None"),
         ({"k": None}, "lacks k"),
         ({"k": True}, "lacks k"),
         ({"k": 12}, "k=12 of 11 latents"),
-        ({"metadata": {}}, "lacks k, or hook_name or model_name"),
-        ({"metadata": None}, "lacks k, or hook_name or model_name"),
+        ({"metadata": {}}, "lacks hook_name in its metadata"),
+        ({"metadata": None}, "lacks hook_name in its metadata"),
         ({"d_in": 6}, "says {'d_in': 6, 'd_sae': 11}"),
     ],
 )

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from lrt_tl.errors import LrtError
 from lrt_tl.models.capture import capture
 from lrt_tl.models.loading import BUNDLED, bundled_models, load_model
-from lrt_tl.storyworld.autoencoder import Autoencoder
+from lrt_tl.steering.autoencoder import Autoencoder
 from lrt_tl.storyworld.card import AUTOENCODER_FILE, WEIGHTS_FILE, autoencoder_card, card, sha256
 from lrt_tl.storyworld.language import documents
 from lrt_tl.storyworld.quality import SAMPLE, excess_loss

@@ -177,7 +177,7 @@ def test_bad_messages(tmp_path: Path, messages: Any, reason: str) -> None:
 
 
 def test_what_cannot_be_rendered() -> None:
-    with pytest.raises(LrtError, match=r"document 0: messages need a chat template: read_documents\(…, chat_templ"):
+    with pytest.raises(LrtError, match=r"document 0: messages need a chat template: give chat_template=tok"):
         texts_of([{"messages": CHAT}], None)
     for bad in (PLAIN, "{{ messages }}"):
         with pytest.raises(LrtError, match="has no chat template: give the tokenizer of a model that was trained"):
