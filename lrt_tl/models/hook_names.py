@@ -66,17 +66,29 @@ def spelled_as_stored(hook_name: str) -> str:
 
 
 def hook_points(model: HookedModel, hook_names: Iterable[str]) -> list[HookPoint]:
-    """The hook points of these (resolved) names. A Bridge makes its `hook_dict` anew whenever it is asked for it, in
-    milliseconds; here it is asked once.
+    """The hook points of these (resolved) names. A Bridge of TransformerLens 3 makes its `hook_dict` anew, in
+    milliseconds, whenever it is asked for it, so the blocks are asked first.
 
     Raises:
         LrtError: the model lacks one, such as `hook_resid_mid` where attention and MLP run in parallel.
     """
-    named, wanted = model.hook_dict, list(hook_names)
-    for name in wanted:
-        if name not in named:
-            raise LrtError(f"{model.cfg.model_name} ({type(model).__name__}) has no hook point {name!r}")
-    return [named[name] for name in wanted]
+    return [_of_block(model, name) or _of_dict(model, name) for name in hook_names]
+
+
+def _of_block(model: HookedModel, hook_name: str) -> HookPoint | None:
+    match = _RESIDUAL.fullmatch(hook_name)
+    if match is None or match[1] not in map(str, range(len(model.blocks))):
+        return None
+    found = getattr(model.blocks[int(match[1])], f"hook_{match[2]}", None)
+    return found if isinstance(found, HookPoint) else None
+
+
+def _of_dict(model: HookedModel, hook_name: str) -> HookPoint:
+    named = model.hook_dict
+    if hook_name not in named:
+        raise LrtError(f"{model.cfg.model_name} ({type(model).__name__}) has no hook point {hook_name!r}")
+    point: HookPoint = named[hook_name]
+    return point
 
 
 def hook_point(model: HookedModel, hook_name: str) -> HookPoint:

@@ -116,8 +116,12 @@ def site_of(model: HookedModel, *, layer: int | None = None, hook_name: str | No
 
 
 def identify(model: HookedModel) -> ModelIdentity:
-    """Read a model's identity off its configuration, tokenizer and weights (some milliseconds for a small model)."""
-    weights = dict(_writing_weights(model))
+    """Read a model's identity off its configuration, tokenizer and weights.
+
+    That takes milliseconds for a small model, and a second for a large one, so what the weights say is kept until one
+    of them is replaced or changed in place. (PyTorch does not tell of changes through `weight.data`.)
+    """
+    basis, weights = _read_off_weights(model)
     return ModelIdentity(
         name=str(model.cfg.model_name).rstrip("/").split("/")[-1],
         revision=getattr(model.cfg, "revision", None),
@@ -125,9 +129,24 @@ def identify(model: HookedModel) -> ModelIdentity:
         d_model=model.cfg.d_model,
         tokenizer=tokenizer_fingerprint(model.tokenizer),
         dtype=str(model.cfg.dtype).removeprefix("torch."),
-        basis="centered" if all(map(_is_centered, weights.values())) else "raw",
-        weights={name: round(_fingerprint(weight), 6) for name, weight in weights.items()},
+        basis=basis,
+        weights=weights,
     )
+
+
+_known: "WeakKeyDictionary[Any, tuple[list[tuple[int, int]], Basis, dict[str, float]]]" = WeakKeyDictionary()
+
+
+def _read_off_weights(model: HookedModel) -> tuple[Basis, dict[str, float]]:
+    """The basis, and a fingerprint of each weight that writes to the residual stream."""
+    modules: list[Any] = [model, getattr(model, "original_model", model)]
+    parameters = [parameter for module in modules for parameter in module.parameters()]
+    state = [(p.data_ptr(), -1 if p.is_inference() else p._version) for p in parameters]
+    if model not in _known or _known[model][0] != state:
+        weights = dict(_writing_weights(model))
+        basis: Basis = "centered" if all(map(_is_centered, weights.values())) else "raw"
+        _known[model] = state, basis, {name: round(_fingerprint(weight), 6) for name, weight in weights.items()}
+    return _known[model][1], dict(_known[model][2])
 
 
 def require_same_model(expected: ModelIdentity, actual: ModelIdentity, *, what: str) -> None:

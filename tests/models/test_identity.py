@@ -22,7 +22,7 @@ from lrt_tl.models.identity import (
     tokenizer_fingerprint,
 )
 from lrt_tl.models.loading import load_model
-from tests.checkpoints import WORDS, has_hooked, save_checkpoint
+from tests.checkpoints import CLASSES, WORDS, has_hooked, save_checkpoint
 from tests.models.test_loading import CONFIGS
 
 ONE_EACH = ("gpt2", "neox", "llama-grouped-tied", "qwen2", "gemma2")
@@ -207,3 +207,21 @@ def test_a_raw_model_whose_row_means_are_small_is_not_taken_for_a_centered_one(g
         for weight in (model.W_E, *(block.mlp.W_out for block in model.blocks), *(b.attn.W_O for b in model.blocks)):
             weight -= 0.9 * weight.mean(-1, keepdim=True)
     assert identify(model).basis == "raw"
+
+
+@pytest.mark.parametrize("model_class", CLASSES)
+def test_a_weight_that_is_changed_in_place_or_replaced_is_noticed(folders: Any, model_class: str) -> None:
+    model = load_model(folders[1], model_class=model_class)
+    before = identify(model)
+    assert identify(model) == before
+    inner = getattr(model, "original_model", model)
+    weight = next(p for name, p in inner.named_parameters() if "mlp" in name and p.ndim == 2)
+    with torch.no_grad():
+        weight[0] += 1
+    changed = identify(model)
+    assert changed.weights != before.weights
+    with torch.no_grad():
+        weight[0] -= 1
+    assert identify(model).weights == pytest.approx(before.weights, abs=1e-5)
+    weight.data = weight.detach() * torch.linspace(0.5, 2, weight.shape[-1])
+    assert identify(model).weights != before.weights
