@@ -33,7 +33,8 @@ class SteeringVector(OnHub):
     """A direction at a site of a model.
 
     Raises:
-        LrtError: the direction is zero, not finite, not of the site's width, or not float32 on the CPU.
+        LrtError: the direction is zero, not finite, not of the site's width, or not float32 on the CPU; or the residual
+            norm is no length above 0.
     """
 
     direction: Float[Tensor, "d_model"]
@@ -48,6 +49,8 @@ class SteeringVector(OnHub):
 
     def __post_init__(self) -> None:
         check_direction(self.direction, self.site)
+        if self.residual_norm is not None and not 0 < self.residual_norm < math.inf:
+            raise LrtError(f"residual_norm={self.residual_norm}: it is a length above 0, or None where it is not known")
 
     @property
     def norm(self) -> float:

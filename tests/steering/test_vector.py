@@ -470,6 +470,12 @@ def test_what_is_no_direction_is_refused(direction: Tensor, message: str) -> Non
         SteeringVector(direction, Site("blocks.0.hook_resid_post", 4))
 
 
+@pytest.mark.parametrize("norm", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_residual_norm_that_is_no_length_is_refused(norm: float) -> None:
+    with pytest.raises(LrtError, match=f"residual_norm={norm}: it is a length above 0"):
+        SteeringVector(torch.ones(4), Site("blocks.0.hook_resid_post", 4), norm)
+
+
 def test_a_vector_is_shown_in_one_line(bridges: Any) -> None:
     vector = SteeringVector(torch.ones(16), site_of(bridges[0], layer=2), provenance={"method": "mean_difference"})
     assert repr(vector) == "SteeringVector(small L2, 16 dimensions, norm 4, mean_difference)"
