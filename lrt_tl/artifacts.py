@@ -101,6 +101,19 @@ def reading(path: str | Path, what: str) -> Iterator[None]:
         raise ArtifactError(f"{path} cannot be read as {what}: {error or type(error).__name__}") from error
 
 
+@contextmanager
+def rebuilding(folder: str | Path, what: str) -> Iterator[None]:
+    """Turn what a class does on entries that it did not expect into a refusal. Around the making of it only.
+
+    Raises:
+        ArtifactError: an entry is missing, of another type, or refused by the class.
+    """
+    try:
+        yield
+    except (LrtError, LookupError, TypeError, ValueError, AttributeError) as error:
+        raise ArtifactError(f"{folder} is not {what}: {error!r}") from error
+
+
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8; lone surrogates, which no encoding holds, become `?`."""
     path.write_bytes(_encoded(text))

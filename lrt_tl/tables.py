@@ -2,6 +2,7 @@
 
 import html
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 
 def html_table(rows: Mapping[str, str], *, caption: str = "") -> str:
@@ -19,6 +20,17 @@ def html_columns(rows: Iterable[Mapping[str, str]]) -> str:
             lines.append("".join(f"<th>{html.escape(name)}</th>" for name in row))
         lines.append("".join(f"<td>{html.escape(value)}</td>" for value in row.values()))
     return f"<table style='text-align:left'>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"
+
+
+def flattened(values: Mapping[str, Any]) -> dict[str, str]:
+    """Values as they are shown, those within others after their name: `{"fit": {"auc": 0.75}}` is `fit auc`, 0.75."""
+    flat: dict[str, str] = {}
+    for name, value in values.items():
+        inner = value if isinstance(value, Mapping) else {"": value}
+        for key, figure in inner.items():
+            shown = f"{figure:.3g}" if isinstance(figure, float) else str(figure)
+            flat[f"{name} {key}".strip().replace("_", " ")] = shown
+    return flat
 
 
 def print_table(title: str, rows: Mapping[str, str]) -> None:

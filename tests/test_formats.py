@@ -1,6 +1,12 @@
 """What an older version has written still loads, and holds the numbers that it was made with."""
 
+import functools
+import operator
+import shutil
+from collections.abc import Iterator
+from copy import deepcopy
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +14,8 @@ import pytest
 import torch
 
 from lrt_tl.alignment.affine_map import AffineMap
-from lrt_tl.artifacts import FORMAT_VERSION
+from lrt_tl.artifacts import FORMAT_VERSION, load_artifact, save_artifact
+from lrt_tl.errors import ArtifactError
 from tests.fixtures.write import ARTIFACTS
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -48,6 +55,37 @@ def as_of(version: str, made: Any) -> Any:
     if version == "format-1" and hasattr(made, "maps"):
         return replace(made, maps=tuple(as_of(version, each) for each in made.maps))
     return made
+
+
+WRONG: list[Any] = [None, "x", 7, -1, True, [], {}, [1, "a"], {"a": 1}]
+
+
+def places_of(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """The path to every entry of JSON."""
+    entries = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, inner in entries:
+        yield (*path, key)
+        yield from places_of(inner, (*path, key))
+
+
+@pytest.mark.filterwarnings("ignore:the map was fitted on:UserWarning")
+@pytest.mark.parametrize("name", ["steering_vector", "probe", "steering", "affine_map", "affine_maps"])
+def test_an_entry_of_another_type_is_refused_or_does_no_harm(name: str, tmp_path: Path) -> None:
+    """Every entry of `config.json` in turn, under a checksum that fits, so that the class itself must look."""
+    made = ARTIFACTS[name]()
+    config, tensors = load_artifact(made.save(tmp_path / "whole"), kind=name)
+    body = {key: value for key, value in config.items() if key not in ("library", "format_version", "kind")}
+    refused = []
+    for path, value in product(places_of(body), WRONG):
+        changed = deepcopy(body)
+        functools.reduce(operator.getitem, path[:-1], changed)[path[-1]] = value
+        folder = save_artifact(tmp_path / "changed", kind=name, config=changed, tensors=tensors, card="")
+        try:
+            repr(type(made).load(folder))
+        except ArtifactError:
+            refused.append(path)
+        shutil.rmtree(folder)
+    assert {path[0] for path in refused} >= body.keys()
 
 
 def test_every_artifact_of_every_format_is_kept() -> None:

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from lrt_tl.alignment.carried import Carried, Known, warn_of_little
 from lrt_tl.alignment.counts import HarvestCounts
-from lrt_tl.artifacts import load_artifact, save_artifact, typed
-from lrt_tl.errors import ArtifactError, LrtError, MismatchError
+from lrt_tl.artifacts import load_artifact, rebuilding, save_artifact, typed
+from lrt_tl.errors import LrtError, MismatchError
 from lrt_tl.hub import OnHub
 from lrt_tl.models.identity import Site, describe_sites, require_same_model, require_same_site
 from lrt_tl.steering.vector import SteeringVector
@@ -244,10 +244,8 @@ class AffineMap(OnHub):
             ArtifactError: the folder is not a whole, unaltered affine map.
         """
         config, tensors = load_artifact(folder, kind=KIND)
-        try:
+        with rebuilding(folder, "a whole affine map"):
             return cls.from_parts(config, tensors)
-        except (KeyError, TypeError) as error:
-            raise ArtifactError(f"{folder} is not a whole affine map: {error!r}") from error
 
     def parts(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """What an artifact keeps of the map: a configuration for JSON, and tensors."""

@@ -4,9 +4,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from torch import Tensor
+
 from lrt_tl.alignment.affine_map import AffineMap
-from lrt_tl.artifacts import load_artifact, save_artifact
-from lrt_tl.errors import ArtifactError, LrtError, MismatchError
+from lrt_tl.artifacts import load_artifact, rebuilding, save_artifact
+from lrt_tl.errors import LrtError, MismatchError
 from lrt_tl.hub import OnHub
 from lrt_tl.steering.vector import SteeringVector
 from lrt_tl.tables import html_table
@@ -70,15 +72,13 @@ class AffineMaps(OnHub):
             ArtifactError: the folder does not hold whole, unaltered maps.
         """
         config, tensors = load_artifact(folder, kind=KIND)
-        own: list[dict[str, object]] = [{} for _ in config.get("maps", ())]
-        try:
+        with rebuilding(folder, "a folder of whole affine maps"):
+            own: list[dict[str, Tensor]] = [{} for _ in config["maps"]]
             for name, tensor in tensors.items():
                 number, _, of = name.partition(".")
                 own[int(number)][of] = tensor
             parts = zip(config["maps"], own, strict=True)
-            return cls(tuple(AffineMap.from_parts(each, some) for each, some in parts))  # type: ignore[arg-type]
-        except (KeyError, TypeError, ValueError, IndexError) as error:
-            raise ArtifactError(f"{folder} does not hold whole affine maps: {error!r}") from error
+            return cls(tuple(AffineMap.from_parts(each, some) for each, some in parts))
 
     def __repr__(self) -> str:
         return "AffineMaps(\n" + "".join(f"    {each!r},\n" for each in self.maps) + ")"

@@ -41,7 +41,8 @@ def calibrate_coefficient(
         kl: the budget, in nats a position; 0.1 is mild, 1 is strong.
 
     Returns:
-        c > 0, so that `(c * steering).apply(model)`, or `vector.apply(model, c)`, has that KL.
+        c > 0, so that `(c * steering).apply(model)`, or `vector.apply(model, c)`, has that KL. Of an ablation or a
+        clamp it is the share of the way, and above 1 where that must be overshot.
 
     Raises:
         LrtError: a budget that is not positive, no text, a model that is being steered, or a steering whose KL never

@@ -10,11 +10,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lrt_tl.artifacts import load_artifact, save_artifact
-from lrt_tl.errors import ArtifactError, LrtError, MismatchError
+from lrt_tl.artifacts import load_artifact, rebuilding, save_artifact, typed
+from lrt_tl.errors import LrtError, MismatchError
 from lrt_tl.hub import OnHub
 from lrt_tl.models.identity import Site
-from lrt_tl.tables import html_table
+from lrt_tl.tables import flattened, html_table
 from lrt_tl.text.positions import positions_to_json
 from lrt_tl.text.reading import TextPosition, check_text_position
 
@@ -38,7 +38,8 @@ class Probe(OnHub):
     """w · h + b at a site of a model: yes where that is above the threshold.
 
     Raises:
-        LrtError: the weight is zero, not of the site's width, or something is not finite; or the position is none.
+        LrtError: the weight is zero, not of the site's width, or not float32 on the CPU; something is not finite; or
+            the position is none.
     """
 
     weight: Float[Tensor, "d_model"]
@@ -52,6 +53,11 @@ class Probe(OnHub):
     """How it was made, and how well it tells its texts apart."""
 
     def __post_init__(self) -> None:
+        if self.weight.dtype != torch.float32 or self.weight.device.type != "cpu":
+            raise LrtError(
+                f"a probe's weight is float32 on the CPU, not {self.weight.dtype} on {self.weight.device}: give it as "
+                "weight.float().cpu()"
+            )
         if self.weight.shape != (self.site.d_model,):
             raise LrtError(f"a probe of shape {tuple(self.weight.shape)} does not read {self.site}")
         if not (torch.isfinite(self.weight).all() and math.isfinite(self.bias) and math.isfinite(self.threshold)):
@@ -98,10 +104,8 @@ class Probe(OnHub):
             ArtifactError: the folder is not a whole, unaltered probe.
         """
         config, tensors = load_artifact(folder, kind=KIND)
-        try:
+        with rebuilding(folder, "a whole probe"):
             return cls.from_parts(config, tensors["weight"])
-        except (KeyError, TypeError) as error:
-            raise ArtifactError(f"{folder} is not a whole probe: {error!r}") from error
 
     def parts(self) -> tuple[dict[str, Any], Tensor]:
         """What an artifact keeps of the probe: a configuration for JSON, and the weight."""
@@ -117,16 +121,15 @@ class Probe(OnHub):
             KeyError, TypeError: something is missing.
         """
         site = Site.from_json(config["site"])
-        return cls(weight, config["bias"], config["threshold"], site, config["position"], config["provenance"])
+        return typed(cls(weight, config["bias"], config["threshold"], site, config["position"], config["provenance"]))
 
     def summary(self) -> dict[str, str]:
         """What the probe is and how well it does, for a table."""
-        figures = {name: f"{value:.3g}" if isinstance(value, float) else str(value) for name, value in _flat(self)}
         return {
             "probe": f"{self.site}, {self.site.d_model} dimensions",
             "reads": f"{self.position}",
             "says yes above": f"{self.threshold:.4g}",
-            **figures,
+            **flattened(self.provenance),
         }
 
     def __repr__(self) -> str:
@@ -140,12 +143,3 @@ class Probe(OnHub):
         lines = [f"# Probe of {self.site}", "", *(f"- {name}: {value}" for name, value in self.summary().items())]
         lines += ["", "```python", "import lrt_tl as lrt", 'probe = lrt.Probe.from_pretrained("this folder")']
         return "\n".join([*lines, "says_yes = probe(states) > probe.threshold", "```"])
-
-
-def _flat(probe: Probe) -> list[tuple[str, Any]]:
-    """The figures of the provenance, those within others after their name."""
-    flat: list[tuple[str, Any]] = []
-    for name, value in probe.provenance.items():
-        inner = value.items() if isinstance(value, dict) else [("", value)]
-        flat += [(f"{name} {key}".strip().replace("_", " "), figure) for key, figure in inner]
-    return flat

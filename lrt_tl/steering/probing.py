@@ -188,10 +188,11 @@ def _cross_validated(states: Float64[ndarray, "text d_model"], truth: Labels) ->
 
 
 def _leave_one_out(scores: Scores, truth: Labels) -> dict[str, float | int] | None:
-    """The rates where each text is judged by the threshold of the others; None with one text of a class."""
-    if min(truth.sum(), (~truth).sum()) < 2:
-        return None
+    """The rates where each text is judged by the threshold of the others; None with one text of a class, or where all
+    others score the same."""
     others = ~np.eye(len(truth), dtype=bool)
+    if min(truth.sum(), (~truth).sum()) < 2 or any(np.ptp(scores[rest]) == 0 for rest in others):
+        return None
     said = [score > best_threshold(scores[rest], truth[rest])[0] for score, rest in zip(scores, others, strict=True)]
     return _rates(truth, np.array(said))
 

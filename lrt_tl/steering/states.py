@@ -79,6 +79,8 @@ def text_states(
             activation is not finite.
     """
     check_pair_position(position)
+    if batch_size < 1:
+        raise LrtError(f"batch_size={batch_size}: it must be at least 1")
     if position == "answer" and partners is None:
         raise LrtError("position='answer' compares the two texts of a pair, and these texts are in none")
     require_at_rest(model)

@@ -1,6 +1,6 @@
 """Steering: what is done to a model, in order, and the ways to do it."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lrt_tl.artifacts import load_artifact, save_artifact
-from lrt_tl.errors import ArtifactError, LrtError, MismatchError
+from lrt_tl.artifacts import load_artifact, rebuilding, save_artifact, typed
+from lrt_tl.errors import LrtError, MismatchError
 from lrt_tl.hub import OnHub
 from lrt_tl.models.hook_names import check_writable, place_of, resolve_hook_name
 from lrt_tl.models.identity import Site, identify, require_same_model
@@ -19,6 +19,7 @@ from lrt_tl.steering.handle import SteeringHandle
 from lrt_tl.steering.hooks import known_call, steering_hooks
 from lrt_tl.steering.operators import Step
 from lrt_tl.steering.probe import Probe
+from lrt_tl.tables import html_columns
 from lrt_tl.text.positions import Positions, positions_to_json
 
 KIND = "steering"
@@ -151,13 +152,29 @@ class Steering(OnHub):
             ArtifactError: the folder is not a whole, unaltered steering.
         """
         config, tensors = load_artifact(folder, kind=KIND)
-        try:
+        with rebuilding(folder, "a whole steering"):
             return cls(tuple(_step_from(each, f"step_{n}", tensors) for n, each in enumerate(config["steps"])))
-        except (KeyError, TypeError, AttributeError, LrtError) as error:
-            raise ArtifactError(f"{folder} is not a whole steering: {error!r}") from error
 
     def __repr__(self) -> str:
         return f"Steering({'; '.join(map(repr, self.steps))})"
+
+    def rows(self) -> list[Mapping[str, str]]:
+        """The steps in their order, for a table."""
+        return [
+            {
+                "operator": step.operator,
+                "coefficient": f"{step.coefficient:g}",
+                "value": "" if step.value is None else f"{step.value:g}",
+                "at": str(step.site),
+                "norm of the vector": f"{step.norm:.3g}",
+                "positions": str(step.positions),
+                "when": "" if step.when is None else repr(step.when),
+            }
+            for step in self.steps
+        ]
+
+    def _repr_html_(self) -> str:
+        return html_columns(self.rows())
 
     def _card(self) -> str:
         lines = [f"# Steering of {self.steps[0].site}", "", *(f"1. {step!r}" for step in self.steps), "", "```python"]
@@ -191,9 +208,32 @@ def _meet(first: Step, second: Step) -> bool:
     if len(first.direction) != len(second.direction) or second.reads is not None:
         return False
     cosine = torch.cosine_similarity(first.direction, second.direction, dim=0).abs()
-    one, other = positions_to_json(first.positions), positions_to_json(second.positions)
-    apart = {one, other} == {"prompt", "generated"} if isinstance(one, str) and isinstance(other, str) else False
-    return bool(cosine > _SAME_DIRECTION) and not (apart or one == {"not": other} or other == {"not": one})
+    return bool(cosine > _SAME_DIRECTION) and not _apart(
+        positions_to_json(first.positions), positions_to_json(second.positions)
+    )
+
+
+def _apart(one: Any, other: Any) -> bool:
+    """Whether two selectors, as JSON, can be seen to have no position in common."""
+    if one == {"not": other} or other == {"not": one}:
+        return True
+    here, there = _numbered(one), _numbered(other)
+    return not _parts(one) & _parts(other) or (here is not None and there is not None and here.isdisjoint(there))
+
+
+def _parts(selector: Any) -> set[str]:
+    """Of prompt and generation, those in which a selector selects."""
+    both = {"prompt", "generated"}
+    named = {selector} if isinstance(selector, str) else set(selector) if isinstance(selector, dict) else both
+    return named if named <= both else both
+
+
+def _numbered(selector: Any) -> set[int] | None:
+    """The absolute positions that a selector names; None where it is of another kind."""
+    places = selector.get("at") if isinstance(selector, dict) else selector
+    if isinstance(places, list):
+        return set(places)
+    return {places} if isinstance(places, int) else None
 
 
 def _check_site(site: Site, model: HookedModel, *, what: str) -> None:
@@ -215,7 +255,7 @@ def _check_order(step: Step) -> None:
 
 
 def _asks_what_is_generated(positions: Any) -> bool:
-    if not isinstance(positions, dict):
+    if not isinstance(positions, Mapping):
         return isinstance(positions, str) and positions == "generated"
     inner = positions.get("not")
     return "generated" in positions or (isinstance(inner, str) and inner == "prompt") or _asks_what_is_generated(inner)
@@ -225,7 +265,7 @@ def _check_positions_of(positions: Any, model: HookedModel) -> None:
     """What can never be: positions beyond the context, tokens beyond the vocabulary."""
     if isinstance(positions, str):
         return
-    if not isinstance(positions, dict):
+    if not isinstance(positions, Mapping):
         positions = {"at": positions}
     for key, value in positions.items():
         limits = {"at": ("position", model.cfg.n_ctx), "tokens": ("token", model.cfg.d_vocab)}
@@ -245,8 +285,8 @@ def _step_parts(step: Step, name: str) -> tuple[dict[str, Any], dict[str, Tensor
     config = {
         "operator": step.operator,
         "site": step.site.to_json(),
-        "coefficient": step.coefficient,
-        "value": step.value,
+        "coefficient": float(step.coefficient),
+        "value": None if step.value is None else float(step.value),
         "positions": positions_to_json(step.positions),
         "provenance": step.provenance,
     }
@@ -265,13 +305,15 @@ def _step_from(config: dict[str, Any], name: str, tensors: dict[str, Tensor]) ->
         role: None if config[role] is None else Probe.from_parts(config[role], tensors[f"{name}.{role}"])
         for role in ("when", "reads")
     }
-    return Step(
-        config["operator"],
-        tensors[f"{name}.direction"],
-        Site.from_json(config["site"]),
-        config["coefficient"],
-        config["value"],
-        config["positions"],
-        provenance=config["provenance"],
-        **probes,
+    return typed(
+        Step(
+            config["operator"],
+            tensors[f"{name}.direction"],
+            Site.from_json(config["site"]),
+            config["coefficient"],
+            config["value"],
+            config["positions"],
+            provenance=config["provenance"],
+            **probes,
+        )
     )

@@ -9,8 +9,8 @@ from typing import Any, Literal
 from jaxtyping import Float
 from torch import Tensor
 
-from lrt_tl.artifacts import load_artifact, save_artifact, typed
-from lrt_tl.errors import ArtifactError, LrtError
+from lrt_tl.artifacts import load_artifact, rebuilding, save_artifact, typed
+from lrt_tl.errors import LrtError
 from lrt_tl.hub import OnHub
 from lrt_tl.models.identity import Site, require_same_site
 from lrt_tl.models.protocol import Hook, HookedModel
@@ -19,6 +19,7 @@ from lrt_tl.steering.operators import Operator, Step, check_direction
 from lrt_tl.steering.probe import Probe
 from lrt_tl.steering.separation import ExtractionReport
 from lrt_tl.steering.steering import Steering
+from lrt_tl.tables import flattened, html_table
 from lrt_tl.text.positions import Positions
 
 KIND = "steering_vector"
@@ -32,7 +33,8 @@ class SteeringVector(OnHub):
     """A direction at a site of a model.
 
     Raises:
-        LrtError: the direction is zero, not finite, not of the site's width, or not float32 on the CPU.
+        LrtError: the direction is zero, not finite, not of the site's width, or not float32 on the CPU; or the residual
+            norm is no length above 0.
     """
 
     direction: Float[Tensor, "d_model"]
@@ -47,6 +49,8 @@ class SteeringVector(OnHub):
 
     def __post_init__(self) -> None:
         check_direction(self.direction, self.site)
+        if self.residual_norm is not None and not 0 < self.residual_norm < math.inf:
+            raise LrtError(f"residual_norm={self.residual_norm}: it is a length above 0, or None where it is not known")
 
     @property
     def norm(self) -> float:
@@ -54,8 +58,8 @@ class SteeringVector(OnHub):
         return float(self.direction.norm())
 
     def scaled_to(self, norm: float) -> "SteeringVector":
-        """The same direction with another length."""
-        return replace(self, direction=self.direction * (norm / self.norm))
+        """The same direction with another length; the opposite one, without the report, where that is negative."""
+        return self * (norm / self.norm)
 
     def __mul__(self, factor: float) -> "SteeringVector":
         report = self.report if factor > 0 else None  # which is of this side
@@ -233,15 +237,26 @@ class SteeringVector(OnHub):
             ArtifactError: the folder is not a whole, unaltered steering vector.
         """
         config, tensors = load_artifact(folder, kind=KIND)
-        try:
+        with rebuilding(folder, "a whole steering vector"):
             site = Site.from_json(config["site"])
             report = config.get("report") and ExtractionReport.from_json(config["report"])
             return typed(cls(tensors["direction"], site, config["residual_norm"], config["provenance"], report))
-        except (KeyError, TypeError) as error:
-            raise ArtifactError(f"{folder} is not a whole steering vector: {error!r}") from error
+
+    def summary(self) -> dict[str, str]:
+        """Where it lives, how it was made or carried, and how well it tells its pairs apart, for a table."""
+        share = "" if self.residual_norm is None else f", {self.norm / self.residual_norm:.2f} of the residual stream's"
+        return {
+            "vector": f"{self.site}, {self.site.d_model} dimensions",
+            "norm": f"{self.norm:.3g}{share}",
+            **flattened(self.provenance),
+            **({} if self.report is None else self.report.summary()),
+        }
+
+    def _repr_html_(self) -> str:
+        return html_table(self.summary())
 
     def __repr__(self) -> str:
-        method = self.provenance.get("method", "given")
+        method = str(self.provenance.get("method", "given"))
         method += f" of {self.provenance['n_pairs']} pairs" if "n_pairs" in self.provenance else ""
         carried = ", transported" if "transported_through" in self.provenance else ""
         return f"SteeringVector({self.site}, {self.site.d_model} dimensions, norm {self.norm:.3g}, {method}{carried})"
@@ -257,4 +272,4 @@ class SteeringVector(OnHub):
             "How it was made:",
             "",
         ]
-        return "\n".join([*lines, *(f"- {key}: {value}" for key, value in self.provenance.items())])
+        return "\n".join([*lines, *(f"- {name}: {value}" for name, value in self.summary().items())])

@@ -311,5 +311,5 @@ def test_maps_that_are_not_several_are_refused(tmp_path: Path) -> None:
     folder = save_artifact(
         tmp_path / "odd", kind="affine_maps", config={"maps": [{}]}, tensors={"x.y": torch.ones(1)}, card=""
     )
-    with pytest.raises(ArtifactError, match="does not hold whole affine maps"):
+    with pytest.raises(ArtifactError, match="is not a folder of whole affine maps"):
         AffineMaps.load(folder)

@@ -53,6 +53,7 @@ def test_saving_loses_nothing(tmp_path: Path, position: Any) -> None:
     [
         ({"weight": torch.ones(2)}, r"shape \(2,\) does not read unknown model L1"),
         ({"weight": torch.zeros(3)}, "weight is zero"),
+        ({"weight": torch.ones(3).double()}, r"float32 on the CPU, not torch.float64 on cpu: give it as weight.float"),
         ({"weight": torch.tensor([1.0, float("nan"), 0.0])}, "NaN or infinite"),
         ({"bias": float("inf")}, "NaN or infinite"),
         ({"threshold": float("nan")}, "NaN or infinite"),

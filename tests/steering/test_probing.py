@@ -149,6 +149,16 @@ def test_a_threshold_that_helps_nothing_is_refused(bridges: Any, some: list[str]
         choose_threshold(backwards, model, [some[0], some[0]], [0, 1])
 
 
+def test_where_one_text_alone_differs_nothing_is_held_out(bridges: Any, some: list[str], labels: list[bool]) -> None:
+    """Without it, the others score the same, and have no threshold."""
+    model = bridges[0]
+    probe = fit_probe(model, some, labels, layer=LAYER)
+    low, high = sorted(some[:2], key=lambda text: float(probe(states_of(model, [text], "mean"))[0]))
+    chosen = choose_threshold(probe, model, [low, low, low, high], [0, 0, 1, 1])
+    assert chosen.provenance["held_out"] is None
+    assert chosen.provenance["threshold_chosen_on"]["accuracy"] == 0.75
+
+
 def test_a_probe_of_another_model_is_refused(bridges: Any, some: list[str], labels: list[bool]) -> None:
     probe = fit_probe(bridges[0], some, labels, layer=LAYER)
     with pytest.raises(MismatchError, match="the probe belongs to small; this model, large, differs"):

@@ -4,6 +4,7 @@ import copy
 import json
 import pickle
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -127,6 +128,8 @@ PROBE = Probe(E2, 0.0, 0.0, SITE)
         (Step("clamp", E1, SITE, value=1.0), Step("clamp", E1, SITE, value=2.0)),
         (Step("ablate", E1, SITE), Step("clamp", E1, SITE, value=2.0)),
         (Step("add", E1, SITE, positions=[0]), Step("ablate", E1, SITE)),
+        (Step("add", E1, SITE, positions=[0, 2]), Step("ablate", E1, SITE, positions={"at": 2})),
+        (Step("add", E1, SITE, positions={"prompt": {"last": 1}}), Step("ablate", E1, SITE, positions={"last": 2})),
         (Step("add", E1, SITE, when=PROBE), Step("ablate", E1, SITE, when=PROBE)),
         (Step("clamp", E1, SITE, value=1.0, reads=Probe(E1, 0.0, 0.0, SITE)), Step("ablate", E1, SITE)),
     ],
@@ -150,6 +153,8 @@ def test_what_undoes_a_step_is_refused(first: Step, second: Step) -> None:
         (Step("add", E1, SITE), Step("ablate", E2, SITE)),
         (Step("add", E1, SITE), Step("ablate", E1, Site("blocks.0.hook_resid_post", D))),
         (Step("add", E1, SITE, positions="prompt"), Step("ablate", E1, SITE, positions="generated")),
+        (Step("add", E1, SITE, positions={"prompt": {"last": 1}}), Step("ablate", E1, SITE, positions="generated")),
+        (Step("add", E1, SITE, positions=3), Step("ablate", E1, SITE, positions={"at": [0, 2]})),
         (Step("add", E1, SITE, positions={"not": {"first": 1}}), Step("ablate", E1, SITE, positions={"first": 1})),
         (Step("add", E1, SITE, positions=[0]), Step("ablate", E1, SITE, positions={"not": [0]})),
         (Step("add", E1, SITE, when=PROBE), Step("ablate", E1, SITE)),
@@ -286,6 +291,7 @@ def test_a_cache_that_was_filled_before_is_refused(bridges: Any) -> None:
         ({"tokens": [48]}, "small has no token 48, only 0 to 47"),
         ({"generated": {"at": [99]}}, "small has no position 99"),
         ({"prompt": {"not": {"tokens": [50]}}}, "small has no token 50"),
+        (MappingProxyType({"at": 64}), "small has no position 64"),
     ],
     ids=str,
 )
@@ -297,7 +303,14 @@ def test_what_can_never_be_selected_is_refused(bridges: Any, positions: Any, mes
 
 @pytest.mark.parametrize(
     "positions",
-    ["generated", {"generated": 0}, {"not": "prompt"}, {"not": "generated"}, {"not": {"generated": 0}}],
+    [
+        "generated",
+        {"generated": 0},
+        MappingProxyType({"generated": 0}),
+        {"not": "prompt"},
+        {"not": "generated"},
+        {"not": {"generated": 0}},
+    ],
     ids=str,
 )
 def test_a_bare_hook_does_not_know_what_is_generated(bridges: Any, positions: Any) -> None:

@@ -11,9 +11,10 @@ from torch import Tensor
 from lrt_tl.errors import ArtifactError, LrtError, MismatchError
 from lrt_tl.models.identity import Site, site_of
 from lrt_tl.models.loading import load_model
+from lrt_tl.steering.extraction import mean_difference
 from lrt_tl.steering.handle import require_at_rest, steered
 from lrt_tl.steering.vector import SteeringVector
-from tests.checkpoints import CLASSES, hooked_only
+from tests.checkpoints import CLASSES, PAIRS, hooked_only
 from tests.steering.reference import CHOSEN, steered_greedy, steered_logits
 from tests.unchecked import without_type_checks
 
@@ -469,11 +470,38 @@ def test_what_is_no_direction_is_refused(direction: Tensor, message: str) -> Non
         SteeringVector(direction, Site("blocks.0.hook_resid_post", 4))
 
 
+@pytest.mark.parametrize("norm", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_residual_norm_that_is_no_length_is_refused(norm: float) -> None:
+    with pytest.raises(LrtError, match=f"residual_norm={norm}: it is a length above 0"):
+        SteeringVector(torch.ones(4), Site("blocks.0.hook_resid_post", 4), norm)
+
+
 def test_a_vector_is_shown_in_one_line(bridges: Any) -> None:
     vector = SteeringVector(torch.ones(16), site_of(bridges[0], layer=2), provenance={"method": "mean_difference"})
     assert repr(vector) == "SteeringVector(small L2, 16 dimensions, norm 4, mean_difference)"
     assert vector.scaled_to(2.0).norm == pytest.approx(2.0)
     assert vector.provenance == vector.scaled_to(2.0).provenance
+
+
+def test_a_vector_shows_its_figures_and_not_those_of_its_opposite(bridges: Any) -> None:
+    vector = mean_difference(bridges[0], PAIRS, layer=2)
+    assert vector.report is not None
+    shown = vector._repr_html_()
+    assert f"<th>AUC on held-out pairs</th><td>{vector.report.auc:.3f}</td>" in shown
+    assert f"<td>{vector.norm:.3g}, {vector.norm / vector.residual_norm:.2f} of the residual stream" in shown
+    assert vector.scaled_to(2.0).report == vector.report
+    opposite = vector.scaled_to(-2.0)
+    torch.testing.assert_close(opposite.direction, -2 * vector.direction / vector.norm)
+    assert opposite.report is None
+    assert "AUC" not in opposite._repr_html_()
+
+
+def test_steering_shows_its_steps_in_their_order(bridges: Any) -> None:
+    vector = SteeringVector(torch.ones(16), site_of(bridges[0], layer=2))
+    shown = (vector.clamp(0.5, positions={"first": 2}) + vector.add(3.0))._repr_html_()
+    first, second = shown.split("<tr>")[2:]
+    assert "<td>clamp</td><td>1</td><td>0.5</td><td>small L2</td><td>4</td><td>{&#x27;first&#x27;: 2}</td>" in first
+    assert "<td>add</td><td>3</td><td></td><td>small L2</td><td>4</td><td>all</td>" in second
 
 
 @pytest.mark.parametrize("coefficient", [float("nan"), float("inf")])
