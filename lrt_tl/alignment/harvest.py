@@ -26,10 +26,9 @@ from lrt_tl.models.deferred import DeferredModel
 from lrt_tl.models.identity import same_tokenizer
 from lrt_tl.models.protocol import HookedModel
 from lrt_tl.steering.handle import require_at_rest
-from lrt_tl.steering.states import check_given_texts
 from lrt_tl.text.batches import BATCHES_SORTED_TOGETHER, BatchCounts, Layout, TokenBatch, token_batches
 from lrt_tl.text.documents import Document, Documents, Exclusion, hash_of
-from lrt_tl.text.positions import Positions, positions_to_json, select
+from lrt_tl.text.positions import Positions, check_given_texts, positions_to_json, select
 
 SINK_RATIO = 10.0
 _CALIBRATION_DOCUMENTS = 64

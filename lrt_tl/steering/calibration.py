@@ -75,8 +75,8 @@ def neutral_batch(
     Raises:
         LrtError: there is no text, or none in it.
     """
-    if not texts:
-        raise LrtError("matching KL needs neutral text")
+    if not texts or isinstance(texts, str):
+        raise LrtError(f"matching KL needs neutral text, as a list of texts, not {texts!r:.40}")
     rows = [row[:TOKENS_PER_TEXT] for row in tokenize(model.tokenizer, texts, prepend_bos=prepend_bos)]
     tokens, mask, content = pad(model.tokenizer, rows)
     if not content.any():

@@ -87,6 +87,13 @@ class Probe(OnHub):
             )
         return states @ self.weight.to(states) + self.bias
 
+    def equals(self, other: "Probe") -> bool:
+        """Whether the other reads the same at the same place, and says yes to the same."""
+        if self is other:
+            return True
+        (ours, weight), (theirs, other_weight) = self.parts(), other.parts()
+        return ours == theirs and torch.equal(weight, other_weight)
+
     def save(self, folder: str | Path) -> Path:
         """Write the probe to a new folder: `config.json`, `tensors.safetensors`, `README.md`.
 

@@ -128,6 +128,8 @@ def best_threshold(scores: Scores, truth: Labels) -> tuple[float, float]:
 
 
 def _checked(texts: Sequence[str], labels: Sequence[bool | int]) -> Labels:
+    if isinstance(texts, str) or not all(isinstance(label, (bool, int, np.bool_, np.integer)) for label in labels):
+        raise LrtError("a probe is fitted to a list of texts, and a label, True or False, for each")
     values = [int(label) for label in labels]
     if len(values) != len(texts):
         raise LrtError(f"{len(values)} labels do not fit {len(texts)} texts: give one for each")

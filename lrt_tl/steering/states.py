@@ -15,7 +15,6 @@ from lrt_tl.models.capture import capture
 from lrt_tl.models.protocol import HookedModel
 from lrt_tl.steering.handle import require_at_rest
 from lrt_tl.text.batches import pad, tokenize
-from lrt_tl.text.positions import check_positions
 from lrt_tl.text.reading import TextPosition, check_text_position, reading_weights
 
 PairPosition = TextPosition | Literal["answer"]
@@ -41,21 +40,8 @@ def check_pair_position(position: object) -> None:
     """Raises:
     LrtError: not a place in a text, nor a selector of given texts.
     """
-    if isinstance(position, Mapping):
-        check_given_texts(position)
-    elif position != "answer":
+    if position != "answer":
         check_text_position(position)
-
-
-def check_given_texts(positions: object) -> None:
-    """Raises:
-    LrtError: no selector of positions; or one of what is generated, or a mask, which texts that are given, and come in
-        batches, have not.
-    """
-    for name in ("generated", "mask"):
-        if _mentions(positions, name):
-            raise LrtError(f"positions={positions!r}: texts are given, and have no {name!r} to select")
-    check_positions(positions)
 
 
 def text_states(
@@ -135,13 +121,6 @@ def _read(
         lengths = activations[content.to(device)].norm(dim=-1)
         found[name] = _means(of_reads, weights.to(device)).cpu(), lengths.cpu()
     return found
-
-
-def _mentions(position: object, name: str) -> bool:
-    """Whether a selector, or one within it, is of that name."""
-    if isinstance(position, Mapping):
-        return name in position or any(_mentions(position.get(key), name) for key in ("not", "prompt"))
-    return position == name
 
 
 def _require_room(rows: Mapping[str, Sequence[int]], model: HookedModel) -> None:

@@ -20,7 +20,7 @@ from lrt_tl.steering.hooks import known_call, steering_hooks
 from lrt_tl.steering.operators import Step
 from lrt_tl.steering.probe import Probe
 from lrt_tl.tables import html_columns
-from lrt_tl.text.positions import Positions, positions_to_json
+from lrt_tl.text.positions import Positions, mentions, positions_to_json
 
 KIND = "steering"
 _SAME_DIRECTION = 0.999
@@ -35,7 +35,8 @@ class Steering(OnHub):
     pass comes to them. `a + b` is a, then b; `2 * a` multiplies every coefficient.
 
     Raises:
-        LrtError: there is no step, or two of them contradict one another (see `check_agreement`).
+        LrtError: there is no step. What is put together by `+`, `at`, `on` or `given` is refused if two steps
+            contradict one another (see `check_agreement`).
     """
 
     steps: tuple[Step, ...]
@@ -43,10 +44,11 @@ class Steering(OnHub):
     def __post_init__(self) -> None:
         if not self.steps:
             raise LrtError("there is nothing to steer with: a Steering needs a step")
-        check_agreement(self.steps)
+        probes: list[Probe] = []
+        object.__setattr__(self, "steps", tuple(_sharing(step, probes) for step in self.steps))
 
     def __add__(self, other: "Steering") -> "Steering":
-        return Steering(self.steps + other.steps) if isinstance(other, Steering) else NotImplemented
+        return _agreeing(self.steps + other.steps) if isinstance(other, Steering) else NotImplemented
 
     def __radd__(self, other: object) -> "Steering":
         return self if other == 0 else NotImplemented  # so that sum(…) begins
@@ -58,20 +60,19 @@ class Steering(OnHub):
 
     def at(self, positions: Positions) -> "Steering":
         """The same at other positions, in all steps."""
-        return Steering(tuple(replace(step, positions=positions) for step in self.steps))
+        return _agreeing([replace(step, positions=positions) for step in self.steps])
 
     def on(self, layers: Iterable[int]) -> "Steering":
         """Every step after each of these blocks: `vector.ablate().on(range(model.cfg.n_layers))` takes a direction out
         of the whole residual stream, as Arditi et al. 2024 (arXiv 2406.11717) do."""
         names = [f"blocks.{layer}.hook_resid_post" for layer in layers]
-        sites = [[replace(step.site, hook_name=name) for name in names] for step in self.steps]
-        return Steering(
-            tuple(replace(step, site=site) for step, of in zip(self.steps, sites, strict=True) for site in of)
+        return _agreeing(
+            [replace(step, site=replace(step.site, hook_name=name)) for step in self.steps for name in names]
         )
 
     def given(self, when: Probe | None) -> "Steering":
         """The same, only in rows whose prompt the probe says yes to."""
-        return Steering(tuple(replace(step, when=when) for step in self.steps))
+        return _agreeing([replace(step, when=when) for step in self.steps])
 
     @contextmanager
     def apply(self, model: HookedModel, *, log: bool = False) -> Iterator[SteeringHandle]:
@@ -114,7 +115,7 @@ class Steering(OnHub):
         """
         for step in self.steps:
             positions = step.positions
-            if _asks_what_is_generated(positions):
+            if mentions(positions, "generated"):
                 raise LrtError(f"a bare hook cannot tell what is generated: use apply(model) for {positions=}")
             _check_order(step)
             if tokens is None and (step.when is not None or (positions != "all" and mask is None)):
@@ -186,6 +187,21 @@ class Steering(OnHub):
         return "\n".join([*lines, '    model.generate("…")', "```"])
 
 
+def _agreeing(steps: Sequence[Step]) -> Steering:
+    steering = Steering(tuple(steps))
+    check_agreement(steering.steps)
+    return steering
+
+
+def _sharing(step: Step, probes: list[Probe]) -> Step:
+    """The step with the first of equal probes as its condition: one that was read from a file is read once a pass."""
+    if step.when is None:
+        return step
+    first = next((probe for probe in probes if probe.equals(step.when)), step.when)
+    probes.append(first)
+    return step if first is step.when else replace(step, when=first)
+
+
 def check_agreement(steps: Sequence[Step]) -> None:
     """Raises:
     LrtError: of two steps on one direction at one hook point, that could meet at a position, the second undoes the
@@ -254,13 +270,6 @@ def _check_order(step: Step) -> None:
         )
 
 
-def _asks_what_is_generated(positions: Any) -> bool:
-    if not isinstance(positions, Mapping):
-        return isinstance(positions, str) and positions == "generated"
-    inner = positions.get("not")
-    return "generated" in positions or (isinstance(inner, str) and inner == "prompt") or _asks_what_is_generated(inner)
-
-
 def _check_positions_of(positions: Any, model: HookedModel) -> None:
     """What can never be: positions beyond the context, tokens beyond the vocabulary."""
     if isinstance(positions, str):
@@ -277,7 +286,7 @@ def _check_positions_of(positions: Any, model: HookedModel) -> None:
                     f"positions={positions!r}: {model.cfg.model_name} has no {what} {least}, only 0 to {limit - 1}: it "
                     "selects nothing"
                 )
-        elif key in ("not", "prompt", "generated"):
+        elif key in ("prompt", "generated"):
             _check_positions_of(value, model)
 
 

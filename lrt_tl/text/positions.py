@@ -45,6 +45,26 @@ def check_positions(positions: object) -> None:
     _check(positions, positions)
 
 
+def check_given_texts(positions: object) -> None:
+    """Raises:
+    LrtError: no selector; or one of what is generated, or a mask, which texts that are given, and come in batches, have
+        not.
+    """
+    check_positions(positions)
+    for name in ("generated", "mask"):
+        if mentions(positions, name):
+            raise LrtError(f"positions={positions!r}: texts are given, and have no {name!r} to select")
+
+
+def mentions(positions: object, name: str) -> bool:
+    """Whether a selector depends on one of that name: the complement of the prompt is what is generated."""
+    if not isinstance(positions, Mapping):
+        return isinstance(positions, str) and positions == name
+    if name == "generated" and positions.get("not") in ("prompt", {"prompt": "all"}):
+        return True
+    return name in positions or any(mentions(positions.get(key), name) for key in ("not", "prompt", "generated"))
+
+
 def positions_to_json(positions: object) -> Any:
     """The selector as JSON can hold it: masks as lists."""
     if isinstance(positions, Mapping):

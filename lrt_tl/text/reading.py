@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lrt_tl.errors import LrtError
 from lrt_tl.models.calls import Call
-from lrt_tl.text.positions import check_positions, select
+from lrt_tl.text.positions import check_given_texts, select
 
 TextPosition = Literal["mean", "last"] | int | Mapping[str, Any]
 """Where a text's state is read: the mean over its non-special tokens, its last one, or the n-th (from 0; from the end
@@ -21,9 +21,7 @@ def check_text_position(position: object) -> None:
     LrtError: it is none of these, or of what is generated.
     """
     if isinstance(position, Mapping):
-        check_positions(position)
-        if "generated" in position:
-            raise LrtError(f"position={position!r}: a text is given, and nothing in it is generated")
+        check_given_texts(position)
     elif not (position in ("mean", "last") or (isinstance(position, int) and not isinstance(position, bool))):
         raise LrtError(f"position={position!r}: use 'mean', 'last', a number, or a selector of positions")
 

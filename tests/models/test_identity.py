@@ -22,7 +22,7 @@ from lrt_tl.models.identity import (
     tokenizer_fingerprint,
 )
 from lrt_tl.models.loading import load_model
-from tests.checkpoints import CLASSES, WORDS, has_hooked, save_checkpoint
+from tests.checkpoints import CLASSES, D_VOCAB, WORDS, has_hooked, save_checkpoint
 from tests.models.test_loading import CONFIGS
 
 ONE_EACH = ("gpt2", "neox", "llama-grouped-tied", "qwen2", "gemma2")
@@ -215,13 +215,13 @@ def test_a_weight_that_is_changed_in_place_or_replaced_is_noticed(folders: Any, 
     before = identify(model)
     assert identify(model) == before
     inner = getattr(model, "original_model", model)
-    weight = next(p for name, p in inner.named_parameters() if "mlp" in name and p.ndim == 2)
+    weight = next(p for p in inner.parameters() if p.shape == (D_VOCAB, 24))  # the embedding
     with torch.no_grad():
-        weight[0] += 1
+        weight[0] *= 2
     changed = identify(model)
     assert changed.weights != before.weights
     with torch.no_grad():
-        weight[0] -= 1
+        weight[0] /= 2
     assert identify(model).weights == pytest.approx(before.weights, abs=1e-5)
     weight.data = weight.detach() * torch.linspace(0.5, 2, weight.shape[-1])
     assert identify(model).weights != before.weights

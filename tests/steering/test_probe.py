@@ -57,7 +57,7 @@ def test_saving_loses_nothing(tmp_path: Path, position: Any) -> None:
         ({"weight": torch.tensor([1.0, float("nan"), 0.0])}, "NaN or infinite"),
         ({"bias": float("inf")}, "NaN or infinite"),
         ({"threshold": float("nan")}, "NaN or infinite"),
-        ({"position": {"generated": "all"}}, "nothing in it is generated"),
+        ({"position": {"generated": "all"}}, "texts are given, and have no 'generated'"),
     ],
 )
 def test_a_probe_that_cannot_be_is_refused(changes: dict[str, Any], message: str) -> None:

@@ -112,6 +112,13 @@ def test_a_factor_multiplies_every_coefficient(model: Any) -> None:
         Steering(())
 
 
+def test_a_factor_is_no_contradiction(model: Any) -> None:
+    vector = vector_for(model)
+    partial = vector.add() + vector.ablate(0.5)
+    with (2.0 * partial).apply(model):  # the ablation is a whole one now
+        pass
+
+
 # Contradictions
 
 SITE = Site("blocks.1.hook_resid_post", D)
@@ -137,7 +144,7 @@ PROBE = Probe(E2, 0.0, 0.0, SITE)
 )
 def test_what_undoes_a_step_is_refused(first: Step, second: Step) -> None:
     with pytest.raises(LrtError, match=r"undoes .*: both are of one direction\. Leave one out"):
-        Steering((first, second))
+        Steering((first,)) + Steering((second,))
     with pytest.raises(LrtError, match="undoes"):
         Steering((first,)) + Steering((Step("add", E2, SITE), second))
 
@@ -163,7 +170,7 @@ def test_what_undoes_a_step_is_refused(first: Step, second: Step) -> None:
     ids=lambda step: repr(step),
 )
 def test_what_agrees_is_let_through(first: Step, second: Step) -> None:
-    assert len(Steering((first, second)).steps) == 2
+    assert len((Steering((first,)) + Steering((second,))).steps) == 2
 
 
 def test_moving_two_steps_to_one_place_is_looked_at_again() -> None:
@@ -290,7 +297,7 @@ def test_a_cache_that_was_filled_before_is_refused(bridges: Any) -> None:
         ({"at": [70, 2**70]}, "small has no position 70"),
         ({"tokens": [48]}, "small has no token 48, only 0 to 47"),
         ({"generated": {"at": [99]}}, "small has no position 99"),
-        ({"prompt": {"not": {"tokens": [50]}}}, "small has no token 50"),
+        ({"prompt": {"tokens": [50]}}, "small has no token 50"),
         (MappingProxyType({"at": 64}), "small has no position 64"),
     ],
     ids=str,
