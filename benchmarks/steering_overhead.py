@@ -35,7 +35,7 @@ from transformers import AutoModelForCausalLM
 
 folder, layer, tokens, new, repeats, threads = sys.argv[1], *map(json.loads, sys.argv[2:])
 torch.set_num_threads(threads)
-model = AutoModelForCausalLM.from_pretrained(folder).eval()
+model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 direction = 0.01 * torch.randn(model.config.hidden_size, generator=torch.Generator().manual_seed(0))
 vector = SteeringVector({layer: direction}, "decoder_block")
 asked = {"max_new_tokens": new, "min_new_tokens": new, "do_sample": False, "pad_token_id": 0}
@@ -59,13 +59,13 @@ print(json.dumps(taken))
 """
 
 
-def theirs(python: str, model: Any, layer: int, tokens: Tensor, given: argparse.Namespace) -> dict[str, list[float]]:
+def theirs(python: str, layer: int, tokens: Tensor, given: argparse.Namespace) -> dict[str, list[float]]:
     """Seconds of each round in the other library's environment."""
-    with tempfile.TemporaryDirectory() as folder:
-        model.original_model.save_pretrained(folder)
-        numbers = [layer, tokens.tolist(), given.tokens, given.repeats, given.threads]
-        command = [python, "-c", _THEIRS, folder, *map(json.dumps, numbers)]
-        done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=Path(folder).parent)
+    bundled = Path(lrt.__file__).parent / "storyworld" / "weights" / given.model
+    folder = bundled if bundled.is_dir() else Path(given.model).absolute()
+    numbers = [layer, tokens.tolist(), given.tokens, given.repeats, given.threads]
+    command = [python, "-c", _THEIRS, str(folder), *map(json.dumps, numbers)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=tempfile.gettempdir())
     found: dict[str, list[float]] = json.loads(done.stdout.splitlines()[-1])
     return found
 
@@ -165,7 +165,7 @@ def main() -> None:
                 return hf_generate()
 
         ours = rounds({"plain": hf_generate, "steered": hf_steered}, given.repeats)
-        other = theirs(given.steering_vectors, model, model.cfg.n_layers // 2, tokens, given)
+        other = theirs(given.steering_vectors, model.cfg.n_layers // 2, tokens, given)
         figures["hf_generate_ratio_to_plain"] = ratio(ours["steered"], ours["plain"])
         figures["steering_vectors_ratio_to_plain"] = ratio(other["steered"], other["plain"])
         shown = {
