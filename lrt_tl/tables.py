@@ -19,9 +19,8 @@ def html_columns(rows: Iterable[Mapping[str, str]]) -> str:
         if number == 0:
             lines.append("".join(f"<th>{html.escape(name)}</th>" for name in row))
         lines.append("".join(f"<td>{html.escape(value)}</td>" for value in row.values()))
-    return (
-        f"<table style='text-align:left;border-spacing:1em 0'>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"
-    )
+    rows_of_table = "".join(f"<tr>{line}</tr>" for line in lines)
+    return f"<table style='text-align:left;border-spacing:1em 0'>{rows_of_table}</table>"
 
 
 def flattened(values: Mapping[str, Any]) -> dict[str, str]:

@@ -316,7 +316,7 @@ SELECTORS: list[tuple[Any, Callable[[int], list[int]]]] = [
 ]
 
 
-@pytest.mark.parametrize(("selector", "places"), SELECTORS, ids=str)
+@pytest.mark.parametrize(("selector", "places"), SELECTORS, ids=lambda value: "" if callable(value) else str(value))
 def test_a_selector_chooses_among_all_tokens_and_they_are_averaged(
     model_and_folder: tuple[Any, Path], texts: list[str], selector: Any, places: Callable[[int], list[int]]
 ) -> None:
