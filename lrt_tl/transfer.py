@@ -16,7 +16,7 @@ from lrt_tl.alignment.selection import Method
 from lrt_tl.artifacts import new_folder, write_json, write_text
 from lrt_tl.errors import LrtError
 from lrt_tl.evaluation.behavior import Behavior, read_behavior, texts_of
-from lrt_tl.evaluation.controls import N_DRAWS
+from lrt_tl.evaluation.controls import N_DRAWS, named_controls
 from lrt_tl.evaluation.effects import COEFFICIENTS, check_coefficients
 from lrt_tl.evaluation.evaluate import TransferResult, evaluate_transfer
 from lrt_tl.evaluation.report import BehaviorSection, render_report
@@ -25,7 +25,7 @@ from lrt_tl.models.hook_names import check_writable
 from lrt_tl.models.identity import describe_sites
 from lrt_tl.models.protocol import HookedModel
 from lrt_tl.steering.contrast import read_contrast_pairs
-from lrt_tl.steering.extraction import mean_difference
+from lrt_tl.steering.extraction import mean_activation, mean_difference
 from lrt_tl.steering.states import PairPosition, check_pair_position
 from lrt_tl.steering.vector import SteeringVector
 from lrt_tl.storyworld.named import default_documents, named_behavior, named_contrast_pairs, named_documents
@@ -181,19 +181,23 @@ def transfer(
         select_layers=select_layers,
     )
     neutral = neutral_texts(documents, Exclusion(texts))
+    at_sources = [site.hook_name for site in affine_map.sources]
+    reading: dict[str, Any] = {"position": position, "prepend_bos": prepend_bos}
+    of_source = [mean_difference(source, pairs, hook_name=at_sources, **reading) for pairs, _ in read]
+    natives = [mean_difference(target, pairs, hook_name=target_hook, **reading) for pairs, _ in read]
+    carried = [affine_map.transport(vectors) for vectors in of_source]
+    target_mean = mean_activation(target, neutral, hook_name=target_hook, prepend_bos=prepend_bos)
     behaviors = []
-    for pairs, behavior in read:
-        *vectors, native = (
-            mean_difference(model, pairs, hook_name=hook, position=position, prepend_bos=prepend_bos)
-            for model, hook in [*((source, site.hook_name) for site in affine_map.sources), (target, target_hook)]
-        )
-        transferred = affine_map.transport(vectors)
+    for place, (_, behavior) in enumerate(read):
+        vectors, native, transferred = of_source[place], natives[place], carried[place]
+        others = carried[:place] + carried[place + 1 :]
         result = evaluate_transfer(
             target,
             transferred,
             behavior,
             native=native,
             affine_map=affine_map,
+            controls=named_controls(vectors[-1], target_mean, others),
             source=(source, vectors[-1]),
             neutral=neutral,
             coefficients=coefficients,

@@ -1,4 +1,10 @@
-"""The nulls: vectors that should do nothing in particular."""
+"""The nulls: vectors that should do nothing in particular.
+
+A random map with the singular values of the fitted one is not among them: it carries any vector to a direction that is
+uniform over the sphere, so that at equal length it is the random vector that is there already.
+"""
+
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
@@ -7,6 +13,7 @@ from torch.nn import functional
 
 from lrt_tl.alignment.affine_map import AffineMap
 from lrt_tl.errors import LrtError
+from lrt_tl.steering.vector import SteeringVector
 
 N_DRAWS = 64
 
@@ -37,3 +44,25 @@ def shuffled_map_directions(affine_map: AffineMap, n: int, *, seed: int = 0) -> 
     normal = torch.randn(n, len(eigenvalues), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     directions = (normal * eigenvalues.clamp(min=0).sqrt()) @ vectors.T
     return functional.normalize(directions, dim=1).float()
+
+
+def named_controls(
+    source: SteeringVector,
+    target_mean: SteeringVector,
+    unrelated: Sequence[SteeringVector] = (),
+) -> dict[str, Float[Tensor, "draw d_model"]]:
+    """Controls that are no draws, by name, for `evaluate_transfer`, which scales all to one length.
+
+    `mean_activation`: the target's mean state; a transferred vector that is mostly that works like noise. `padded`: the
+    source's vector as if its dimensions were the target's, zeros after them, or cut off: what no map at all would do.
+    `unrelated`: other behaviors' vectors through the same map.
+
+    Raises:
+        LrtError: nothing of the source's vector is left after it was cut off.
+    """
+    d_model = target_mean.site.d_model
+    padded = functional.pad(source.direction, (0, d_model - len(source.direction)))  # negative: cuts off
+    if not padded.any():
+        raise LrtError(f"the first {d_model} dimensions of {source} are zero: it cannot be cut to the target's width")
+    controls = {"mean_activation": target_mean.direction[None], "padded": padded[None]}
+    return controls | ({"unrelated": torch.stack([each.direction for each in unrelated])} if unrelated else {})

@@ -61,7 +61,7 @@ def _area(x: tuple[float, ...], low: list[float], high: list[float], name: str) 
         fill="toself" if name == "random" else "none",
         mode="lines",
         line={"color": _COLORS.get(name, _OTHER), "width": 0 if name == "random" else 2, "dash": "dot"},
-        name=f"{html.escape(name.replace('_', ' '))} (90 % of draws)",
+        name=html.escape(name.replace("_", " ")) + ("" if low == high else " (90 % of draws)"),
         opacity=0.5,
         hoverinfo="skip",
     )

@@ -9,7 +9,9 @@ from torch import Tensor
 from lrt_tl.alignment.activations import fit_activations
 from lrt_tl.alignment.affine_map import AffineMap
 from lrt_tl.errors import LrtError
-from lrt_tl.evaluation.controls import random_directions, shuffled_map_directions
+from lrt_tl.evaluation.controls import named_controls, random_directions, shuffled_map_directions
+from lrt_tl.models.identity import Site
+from lrt_tl.steering.vector import SteeringVector
 
 D_SOURCE, D_TARGET, N = 8, 6, 1500
 
@@ -84,3 +86,21 @@ def test_a_covariance_that_is_none_is_refused(affine_map: AffineMap) -> None:
     damaged = replace(affine_map, target_covariance=-affine_map.target_covariance)
     with pytest.raises(LrtError, match="not positive semidefinite"):
         shuffled_map_directions(damaged, 2)
+
+
+def vector_of(values: list[float]) -> SteeringVector:
+    return SteeringVector(torch.tensor(values), Site("blocks.0.hook_resid_post", len(values)))
+
+
+def test_controls_that_are_no_draws() -> None:
+    mean = vector_of([1.0, 2, 3, 4])
+    found = named_controls(vector_of([5.0, 6]), mean)
+    assert {name: rows.tolist() for name, rows in found.items()} == {
+        "mean_activation": [[1, 2, 3, 4]],
+        "padded": [[5, 6, 0, 0]],
+    }
+    found = named_controls(vector_of([5.0, 6, 7, 8, 9]), mean, [vector_of([0.0, 1, 0, 0]), vector_of([0.0, 0, 1, 0])])
+    assert found["padded"].tolist() == [[5, 6, 7, 8]]
+    assert found["unrelated"].tolist() == [[0, 1, 0, 0], [0, 0, 1, 0]]
+    with pytest.raises(LrtError, match=r"the first 4 dimensions of .* are zero"):
+        named_controls(vector_of([0.0, 0, 0, 0, 9]), mean)

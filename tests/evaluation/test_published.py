@@ -19,7 +19,9 @@ def result(bridges: Any, files: Any) -> TransferResult:
     target = bridges[1]
     draws = torch.randn(2, 24, generator=torch.Generator().manual_seed(0))
     native, transferred = (SteeringVector(draw, site_of(target, layer=2)) for draw in draws)
-    return evaluate_transfer(target, transferred, files["behavior"], native=native, coefficients=(-4.0, 0.0, 4.0), n_draws=19)
+    return evaluate_transfer(
+        target, transferred, files["behavior"], native=native, coefficients=(-4.0, 0.0, 4.0), n_draws=19
+    )
 
 
 def test_r_and_mse_against_numpy(result: TransferResult) -> None:
