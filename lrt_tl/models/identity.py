@@ -139,10 +139,10 @@ _known: "WeakKeyDictionary[Any, tuple[list[tuple[int, int]], Basis, dict[str, fl
 
 def _read_off_weights(model: HookedModel) -> tuple[Basis, dict[str, float]]:
     """The basis, and a fingerprint of each weight that writes to the residual stream."""
-    modules: list[Any] = [model, getattr(model, "original_model", model)]
+    modules = [each for each in (model, getattr(model, "original_model", model)) if isinstance(each, torch.nn.Module)]
     parameters = [parameter for module in modules for parameter in module.parameters()]
     state = [(p.data_ptr(), -1 if p.is_inference() else p._version) for p in parameters]
-    if model not in _known or _known[model][0] != state:
+    if model not in _known or _known[model][0] != state or not state:
         weights = dict(_writing_weights(model))
         basis: Basis = "centered" if all(map(_is_centered, weights.values())) else "raw"
         _known[model] = state, basis, {name: round(_fingerprint(weight), 6) for name, weight in weights.items()}
