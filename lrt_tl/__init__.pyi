@@ -24,10 +24,15 @@ from .evaluation.behavior import Behavior as Behavior
 from .evaluation.behavior import PromptAnswers as PromptAnswers
 from .evaluation.behavior import read_behavior as read_behavior
 from .evaluation.behavior import texts_of as texts_of
+from .evaluation.choices import multiple_choice as multiple_choice
+from .evaluation.choices import position_bias as position_bias
 from .evaluation.evaluate import TransferResult as TransferResult
 from .evaluation.evaluate import evaluate_transfer as evaluate_transfer
 from .evaluation.figures import effect_figure as effect_figure
+from .evaluation.published import published_agreement as published_agreement
 from .evaluation.samples import sample_texts as sample_texts
+from .evaluation.side_effects import SideEffects as SideEffects
+from .evaluation.side_effects import side_effects as side_effects
 from .models.loading import load_model as load_model
 from .steering.autoencoder import Autoencoder as Autoencoder
 from .steering.autoencoder import decoder_vectors as decoder_vectors

@@ -11,7 +11,15 @@ from lrt_tl.evaluation.evaluate import TransferResult
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
-_COLORS = {"native": "#1f77b4", "transferred": "#d62728", "random": "#7f7f7f", "shuffled_map": "#bc9a3c"}
+_COLORS = {
+    "native": "#1f77b4",
+    "transferred": "#d62728",
+    "random": "#7f7f7f",
+    "shuffled_map": "#bc9a3c",
+    "mean_activation": "#009e73",
+    "padded": "#e377c2",
+    "unrelated": "#17becf",
+}
 _OTHER = "#8c6bb1"
 
 
