@@ -1,7 +1,6 @@
 from .alignment.accumulation import HarvestedMoments as HarvestedMoments
 from .alignment.activations import fit_activations as fit_activations
 from .alignment.affine_map import AffineMap as AffineMap
-from .alignment.affine_map import FitReport as FitReport
 from .alignment.affine_map import cycle_r2 as cycle_r2
 from .alignment.affine_maps import AffineMaps as AffineMaps
 from .alignment.carried import Carried as Carried
@@ -9,6 +8,7 @@ from .alignment.fit import fit_affine_map as fit_affine_map
 from .alignment.fit import fit_affine_maps as fit_affine_maps
 from .alignment.fit import fit_moments as fit_moments
 from .alignment.fit import harvest_moments as harvest_moments
+from .alignment.fit_report import FitReport as FitReport
 from .alignment.layer_search import LayerSearch as LayerSearch
 from .alignment.layer_search import search_layers as search_layers
 from .alignment.learning_curve import LearningCurve as LearningCurve

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from lrt_tl.alignment.accumulation import HarvestedMoments, accumulate
-from lrt_tl.alignment.affine_map import LARGEST_COVARIANCE, AffineMap, FitReport
+from lrt_tl.alignment.affine_map import LARGEST_COVARIANCE, AffineMap
 from lrt_tl.alignment.affine_maps import AffineMaps
 from lrt_tl.alignment.counts import HarvestCounts
 from lrt_tl.alignment.diagnostics import r_squared
 from lrt_tl.alignment.ends import HookNames, Layers, Model, both_ends, look_at, site_of_features
+from lrt_tl.alignment.fit_report import FitReport
 from lrt_tl.alignment.harvest import Harvest, Transform
 from lrt_tl.alignment.moments import Centered, fit_pairs, pool
 from lrt_tl.alignment.processes import is_first, shared

@@ -21,7 +21,7 @@ from lrt_tl.alignment.counts import HarvestCounts
 from lrt_tl.alignment.forward import Seen, Side, one_at_a_time, rows_of, together
 from lrt_tl.alignment.processes import is_first
 from lrt_tl.errors import LrtError
-from lrt_tl.models.calls import call_from_mask
+from lrt_tl.models.call import call_from_mask
 from lrt_tl.models.deferred import DeferredModel
 from lrt_tl.models.identity import same_tokenizer
 from lrt_tl.models.protocol import HookedModel

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from lrt_tl.errors import LrtError
 from lrt_tl.models.attach import Attachment
-from lrt_tl.models.calls import Call, CallWatcher, Text, watch
+from lrt_tl.models.call import Call, Text
+from lrt_tl.models.calls import CallWatcher, watch
 from lrt_tl.models.protocol import HookedModel
 from lrt_tl.steering.hooks import steering_hooks
 from lrt_tl.steering.log import SteeringLog

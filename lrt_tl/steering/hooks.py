@@ -8,7 +8,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from lrt_tl.errors import LrtError
-from lrt_tl.models.calls import Call, call_from_mask
+from lrt_tl.models.call import Call, call_from_mask
 from lrt_tl.models.identity import special_tokens
 from lrt_tl.models.protocol import Hook
 from lrt_tl.steering.operators import Step, check_width, edit_of

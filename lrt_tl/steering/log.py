@@ -8,7 +8,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from lrt_tl.models.calls import Call, CallWatcher
+from lrt_tl.models.call import Call
+from lrt_tl.models.calls import CallWatcher
 from lrt_tl.models.protocol import HookedModel
 from lrt_tl.steering.operators import Step
 from lrt_tl.tables import html_columns

@@ -10,7 +10,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from lrt_tl.errors import LrtError
-from lrt_tl.models.calls import call_from_mask
+from lrt_tl.models.call import call_from_mask
 from lrt_tl.models.capture import capture
 from lrt_tl.models.protocol import HookedModel
 from lrt_tl.steering.handle import require_at_rest

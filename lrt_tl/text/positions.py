@@ -27,7 +27,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from lrt_tl.errors import LrtError
-from lrt_tl.models.calls import Call
+from lrt_tl.models.call import Call
 
 Positions = str | int | Sequence[int] | Mapping[str, Any]
 """A selector of the language above."""

@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from lrt_tl.errors import LrtError
-from lrt_tl.models.calls import Call
+from lrt_tl.models.call import Call
 from lrt_tl.text.positions import check_given_texts, select
 
 TextPosition = Literal["mean", "last"] | int | Mapping[str, Any]

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from lrt_tl.alignment.affine_map import AffineMap, FitReport, cycle_r2
+from lrt_tl.alignment.affine_map import AffineMap, cycle_r2
 from lrt_tl.alignment.affine_maps import AffineMaps
+from lrt_tl.alignment.fit_report import FitReport
 from lrt_tl.artifacts import save_artifact
 from lrt_tl.errors import ArtifactError, LrtError, MismatchError
 from lrt_tl.models.identity import ModelIdentity, Site

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from lrt_tl.errors import LrtError
 from lrt_tl.models.attach import attached
-from lrt_tl.models.calls import Call, call_from_mask, watch
+from lrt_tl.models.call import Call, call_from_mask
+from lrt_tl.models.calls import watch
 from lrt_tl.models.loading import load_model
 from tests.checkpoints import CLASSES
 

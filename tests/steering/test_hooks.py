@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from lrt_tl.errors import LrtError
-from lrt_tl.models.calls import Call, watch
+from lrt_tl.models.call import Call
+from lrt_tl.models.calls import watch
 from lrt_tl.models.identity import Site
 from lrt_tl.steering.handle import SteeringHandle
 from lrt_tl.steering.hooks import known_call, steering_hooks

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 import lrt_tl
 from lrt_tl.errors import LrtError
-from lrt_tl.models.calls import Call, Text
+from lrt_tl.models.call import Call, Text
 from lrt_tl.text.positions import check_positions, positions_to_json, select
 from tests.checkpoints import WORDS
 from tests.unchecked import without_type_checks

@@ -1,0 +1,65 @@
+"""How a map was fitted, and how well it does."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from lrt_tl.alignment.counts import HarvestCounts
+from lrt_tl.artifacts import typed
+
+
+@dataclass(frozen=True)
+class FitReport:
+    """How a map was fitted and how well it does on text that it was not fitted on.
+
+    R² is 1 − Σ‖error‖²/Σ‖y − ȳ‖² over all target dimensions together, ȳ the mean of the text that it is taken on.
+    """
+
+    method: str
+    """Which map: see `alignment.selection`."""
+    test_r2: float
+    """On the test split, which no choice has seen."""
+    validation_r2: float
+    cv_r2: float
+    """Mean over the folds, each predicted from the others, of the candidate that was chosen."""
+    fold_r2: tuple[float, ...]
+    ridge: float | None
+    """λ, per position; None where the method has none, or one for each target dimension."""
+    relative_ridge: float | None
+    """λ in units of the mean variance of a source dimension."""
+    rank: int | None
+    """None where the method does not limit it."""
+    candidates: str
+    """What was chosen by cross-validation: "relative ridge", "rank", or nothing."""
+    curve: tuple[tuple[float, float], ...]
+    """(candidate, mean R² over the folds) for each."""
+    tokens: int
+    """Positions that the map was fitted on."""
+    tokens_per_dimension: float
+    """The same per source dimension; under 20 the map is poorly determined."""
+    harvest: dict[str, Any]
+    """What was harvested and dropped, and norms of the residual stream at each hook point: see `HarvestCounts`."""
+    layers_tried: tuple[tuple[str, float], ...] = ()
+    """Where source layers were selected: each in the order in which it was added, and R² in cross-validation with it
+    and those before it."""
+
+    def described(self) -> str:
+        """The method and what was chosen for it, such as `ridge λ=0.0013`."""
+        chosen = [] if self.ridge is None else [f"λ={self.ridge:.2g}"]
+        if self.ridge is None and self.relative_ridge is not None:
+            chosen.append(f"λ={self.relative_ridge:.0e} of the variance")
+        chosen += [] if self.rank is None else [f"rank {self.rank}"]
+        return " ".join([self.method.replace("_", " "), *chosen])
+
+    def harvested(self) -> Mapping[str, str]:
+        """Positions kept and dropped, by which rule, and norms before and after, for a table."""
+        return HarvestCounts.from_json(self.harvest).summary()
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> "FitReport":
+        tuples = {"fold_r2": tuple(value["fold_r2"]), "curve": tuple(map(tuple, value["curve"]))}
+        tuples["layers_tried"] = tuple(map(tuple, value.get("layers_tried", ())))
+        return typed(cls(**{**value, **tuples}))
