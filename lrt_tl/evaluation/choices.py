@@ -100,13 +100,15 @@ def _question(row: Any, where: str) -> Question:
 
 
 def _swapped(question: Question) -> Question | None:
-    """The question with its two options in each other's place; None where it has no (A) and (B)."""
+    """The question with its two options in each other's place; None where it does not say what (A) and (B) are."""
     letters = {question.matching.strip(), question.not_matching.strip()}
     match = _OPTIONS.fullmatch(question.prompt)
     if letters != {"(A)", "(B)"} or match is None:
         return None
     first, second = match["a"], match["b"]
     one, other = _core(first), _core(second)
+    if not one or not other:
+        return None
     prompt = f"{match['head']}(A){first.replace(one, other, 1)}(B){second.replace(other, one, 1)}"
     return Question(prompt, question.not_matching, question.matching)
 

@@ -19,6 +19,11 @@ from lrt_tl.steering.steering import Steering
 from lrt_tl.tables import html_columns
 from lrt_tl.text.batches import pad, tokenize
 
+_TOKENS_PER_TEXT = 256
+_MOST_LOGITS = 2**27
+"""How many logits of a batch may stand in memory at once: half a GiB of float32, for the plain model and a steering
+each."""
+
 
 @dataclass(frozen=True)
 class SideEffect:
@@ -89,9 +94,9 @@ def side_effects(
     the coefficients that are used.
 
     Args:
-        texts: neutral documents, that no map was fitted on; their first `n_ctx` tokens are read.
+        texts: neutral documents, that no map was fitted on; their first 256 tokens are read.
         prompts: what texts are written after, all from the same random numbers; none is written without.
-        batch_size: texts in a forward pass.
+        batch_size: texts in a forward pass; fewer where their logits would take more than half a GiB.
 
     Raises:
         LrtError: no neutral text with two tokens or more; a steering is named "plain"; or the model is being steered.
@@ -144,7 +149,9 @@ def _batches(
 ) -> list[tuple[Int[Tensor, "text position"], Bool[Tensor, "text position"], Bool[Tensor, "text position"]]]:
     if isinstance(texts, str) or not texts:
         raise LrtError(f"side effects are measured on a list of neutral texts, not {texts!r:.40}")
-    rows = [row[: model.cfg.n_ctx] for row in tokenize(model.tokenizer, texts, prepend_bos=prepend_bos)]
+    longest = min(_TOKENS_PER_TEXT, model.cfg.n_ctx)
+    rows = [row[:longest] for row in tokenize(model.tokenizer, texts, prepend_bos=prepend_bos)]
+    batch_size = max(1, min(batch_size, _MOST_LOGITS // (longest * model.cfg.d_vocab)))
     batches = [pad(model.tokenizer, rows[start : start + batch_size]) for start in range(0, len(rows), batch_size)]
     if not any(content[:, 1:].any() for _, _, content in batches):
         raise LrtError("no neutral text has a token to predict")

@@ -18,9 +18,13 @@ class Attachment:
     def __init__(self, model: HookedModel, hooks: Sequence[tuple[str, Hook]]) -> None:
         self._handles: list[tuple[Any, Any]] = []
         points = hook_points(model, [name for name, _ in hooks])
-        for point, (_, hook) in zip(points, hooks, strict=True):
-            point.add_hook(hook)
-            self._handles.append((point, point.fwd_hooks[-1]))
+        try:
+            for point, (_, hook) in zip(points, hooks, strict=True):
+                point.add_hook(hook)
+                self._handles.append((point, point.fwd_hooks[-1]))
+        except BaseException:
+            self.remove()
+            raise
 
     def is_on(self) -> bool:
         """Whether all hooks are still there: `model.reset_hooks()` takes off everybody's."""

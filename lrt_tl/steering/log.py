@@ -49,8 +49,8 @@ class SteeringLog:
     """Entries in the order in which they came, and the KL of a sample of the calls.
 
     `kl` holds, of the 1st, 2nd, 4th, 8th … call, KL(unsteered ‖ steered) in nats of the next token after the last
-    column, mean over the rows: when the `with` block ends, the model is run on the same tokens with everything of ours
-    taken off, and again with it. A call whose tokens are not known is left out.
+    column, mean over the rows: when the `with` block ends, or at `handle.finish()`, the model is run on the same tokens
+    with everything of ours taken off, and again with it. A call whose tokens are not known is left out.
     """
 
     def __init__(self, steps: Sequence[Step]) -> None:

@@ -127,7 +127,7 @@ def _require_room(rows: Mapping[str, Sequence[int]], model: HookedModel) -> None
     longest = max(rows, key=lambda text: len(rows[text]))
     if len(rows[longest]) > model.cfg.n_ctx:
         raise LrtError(
-            f"a contrast text has {len(rows[longest])} tokens, {model.cfg.model_name} reads {model.cfg.n_ctx}: shorten "
+            f"a text has {len(rows[longest])} tokens, {model.cfg.model_name} reads {model.cfg.n_ctx}: shorten "
             f"{longest[:60]!r}"
         )
 

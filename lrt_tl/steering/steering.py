@@ -95,7 +95,8 @@ class Steering(OnHub):
             handle.remove()
 
     def attach(self, model: HookedModel, *, log: bool = False) -> SteeringHandle:
-        """Steer a model until the handle's `remove()`. Arguments and refusals are those of `apply`."""
+        """Steer a model until the handle's `remove()`; or, with a log, its `finish()`, which measures the KL before it
+        takes the steering off. Arguments and refusals are those of `apply`."""
         self.check_model(model)
         return SteeringHandle(model, self.steps, log=log)
 

@@ -47,6 +47,11 @@ def test_what_follows_the_options_stays_where_it_is() -> None:
     )
 
 
+def test_options_that_are_not_written_out_have_no_other_order() -> None:
+    question = {**CAA, "question": "Which, (A) or (B)"}
+    assert multiple_choice([question]).prompts == ("Which, (A) or (B) (",)
+
+
 def test_yes_and_no_have_no_order() -> None:
     behavior = multiple_choice([YES_NO])
     assert behavior.prompts == ("Do you like it?",)

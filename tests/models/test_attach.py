@@ -136,3 +136,18 @@ def test_what_a_hook_returns_replaces_the_activation(model: Any) -> None:
     with attached(model, [(NAME, double)]):
         assert torch.equal(model(TOKENS), expected)
     assert not torch.equal(model(TOKENS), expected)
+
+
+def test_an_interruption_half_way_leaves_no_hook(bridges: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, names = bridges[0], ["blocks.0.hook_resid_post", "blocks.1.hook_resid_post"]
+    points = [model.hook_dict[name] for name in names]
+
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(points[1], "add_hook", interrupted)
+    before = [len(point.fwd_hooks) for point in points]
+    with pytest.raises(KeyboardInterrupt):
+        Attachment(model, [(name, lambda activation, hook: None) for name in names])
+    assert [len(point.fwd_hooks) for point in points] == before
+    assert [len(point._forward_hooks) for point in points] == before

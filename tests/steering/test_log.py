@@ -175,3 +175,13 @@ def test_a_log_is_shown_as_a_table_and_kept_as_json(bridges: Any) -> None:
     kept = json.loads(json.dumps(log.to_json()))
     assert kept["entries"][0]["before"] == log.entries[0].before
     assert kept["kl"] == {"1": log.kl[1]}
+
+
+def test_an_attached_log_is_measured_as_it_is_finished(model: Any) -> None:
+    handle = vector_for(model).attach(model, 3.0, log=True)
+    model(torch.tensor([[1, 7, 9, 4]]))
+    assert handle.log is not None
+    assert handle.log.kl == {}
+    handle.finish()
+    assert handle.log.kl[1] > 0
+    assert not handle.is_at_work()
