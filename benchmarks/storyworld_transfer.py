@@ -19,8 +19,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from lrt_tl import storyworld
 from lrt_tl.demo import BEHAVIORS, demonstrate
 from lrt_tl.models.loading import BUNDLED, load_model
+from lrt_tl.runs.run import TransferRun
 from lrt_tl.tables import print_columns
-from lrt_tl.transfer import TransferRun
 
 PAIRS = (
     ("small", "large"),

@@ -34,6 +34,7 @@ from .evaluation.samples import sample_texts as sample_texts
 from .evaluation.side_effects import SideEffects as SideEffects
 from .evaluation.side_effects import side_effects as side_effects
 from .models.loading import load_model as load_model
+from .runs.run import TransferRun as TransferRun
 from .steering.autoencoder import Autoencoder as Autoencoder
 from .steering.autoencoder import decoder_vectors as decoder_vectors
 from .steering.autoencoder import load_autoencoder as load_autoencoder
@@ -64,5 +65,4 @@ from .steering.separation import ExtractionReport as ExtractionReport
 from .steering.steering import Steering as Steering
 from .steering.vector import SteeringVector as SteeringVector
 from .text.documents import read_documents as read_documents
-from .transfer import TransferRun as TransferRun
 from .transfer import transfer as transfer

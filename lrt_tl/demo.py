@@ -7,13 +7,14 @@ from lrt_tl.alignment.ends import Layers
 from lrt_tl.errors import LrtError
 from lrt_tl.evaluation.samples import sample_texts
 from lrt_tl.models.protocol import HookedModel
+from lrt_tl.runs.run import BehaviorTransfer, TransferRun
 from lrt_tl.steering.vector import SteeringVector
 from lrt_tl.storyworld.judge import score
 from lrt_tl.storyworld.language import documents
 from lrt_tl.storyworld.named import is_storyworld
 from lrt_tl.storyworld.tasks import behavior, contrast_pairs, find_task
 from lrt_tl.text.positions import Positions
-from lrt_tl.transfer import BehaviorTransfer, TransferRun, transfer
+from lrt_tl.transfer import transfer
 
 BEHAVIORS = ("mood", "register", "language", "refusal")
 N_DRAWS, N_PAIRS, N_PROMPTS, N_DOCUMENTS = 24, 96, 32, 1500
