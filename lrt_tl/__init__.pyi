@@ -34,6 +34,7 @@ from .evaluation.samples import sample_texts as sample_texts
 from .evaluation.side_effects import SideEffects as SideEffects
 from .evaluation.side_effects import side_effects as side_effects
 from .models.loading import load_model as load_model
+from .models.reinitialized import reinitialized as reinitialized
 from .runs.run import TransferRun as TransferRun
 from .steering.autoencoder import Autoencoder as Autoencoder
 from .steering.autoencoder import decoder_vectors as decoder_vectors
