@@ -16,8 +16,8 @@ from lrt_tl.models.protocol import HookedModel
 
 
 def reinitialized(model: HookedModel, *, seed: int = 0) -> HookedModel:
-    """A copy of a model with weights drawn as before training: for a `TransformerBridge` as its Hugging Face model draws
-    them, for a `HookedTransformer` by its `init_weights`, with gains 1 and biases 0.
+    """A copy of a model with weights drawn as before training: for a `TransformerBridge` as its Hugging Face model
+    draws them, for a `HookedTransformer` by its `init_weights`, with gains 1 and biases 0.
 
     The copy is called "… (random weights)", and is another model to maps and vectors. The given model, and the state of
     PyTorch's random numbers, stay as they are.
