@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lrt_tl.alignment.affine_map import AffineMap
 from lrt_tl.errors import LrtError, MismatchError
-from lrt_tl.evaluation.behavior import Behavior, read_behavior
+from lrt_tl.evaluation.behavior import read_behavior
 from lrt_tl.evaluation.controls import (
     N_DRAWS,
     padded_direction,
@@ -83,6 +83,9 @@ def evaluate_transfer(
     if n_draws < 1:
         raise LrtError(f"n_draws={n_draws}: without random vectors nothing can be said")
     _check_vectors(target, native, transferred, affine_map)
+    if source is not None:
+        require_at_rest(source[0])
+        source[1].check_model(source[0])
     coefficients = sorted({*coefficients, 0.0})
     running: dict[str, Any] = {"batch_size": batch_size, "prepend_bos": prepend_bos}
     options = {"coefficients": coefficients, **running}
@@ -117,6 +120,10 @@ def evaluate_transfer(
     prompted = prompted_effect(target, hook_name, behavior, plain, strength, examples, seed=seed, **running)
     if prompted.reason is not None:
         missing["prompted"] = prompted.reason
+    in_source = None
+    if source is not None:
+        model, own = source
+        in_source = dose_response(model, own.site.hook_name, own.direction[None], behavior, **options)[0]
     return TransferResult(
         behavior=behavior.name,
         prompts=behavior.prompts,
@@ -124,7 +131,7 @@ def evaluate_transfer(
         native=arms[0],
         transferred=arms[1],
         controls={name: scores[name] for name in nulls},
-        source_native=None if source is None else _in_source(*source, behavior, options),
+        source_native=in_source,
         recovery=at_norm,
         recovery_matched_kl=at_kl,
         cosine_with_native=float(torch.cosine_similarity(native.direction, transferred.direction, dim=0)),
@@ -201,14 +208,6 @@ def _check_vectors(
 def _measured(measure: Measure, directions: Mapping[str, Tensor]) -> dict[str, Float[Tensor, "arm coefficient prompt"]]:
     """All arms in one go, so that they share batches and the run at coefficient 0."""
     return _split_like(directions, measure(torch.cat(list(directions.values()))))
-
-
-def _in_source(
-    model: HookedModel, vector: SteeringVector, behavior: Behavior, options: Mapping[str, Any]
-) -> Float[Tensor, "coefficient prompt"]:
-    require_at_rest(model)
-    vector.check_model(model)
-    return dose_response(model, vector.site.hook_name, vector.direction[None], behavior, **options)[0]
 
 
 def _recovery(
