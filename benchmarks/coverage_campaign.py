@@ -133,9 +133,7 @@ def simulate(pool: Pool, norm: float, n_prompts: int, n_simulations: int, *, see
         chosen = torch.randperm(len(pool.native), generator=generator)[:n_prompts]
         seeds = torch.randint(2**31, (2,), generator=generator).tolist()
         draws = norm * random_directions(N_DRAWS, pool.gradient.shape[1], seed=seeds[0]).double()
-        found = recovery(
-            pool.native[chosen], pool.transferred[chosen], draws @ pool.gradient[chosen].T, seed=seeds[1]
-        )
+        found = recovery(pool.native[chosen], pool.transferred[chosen], draws @ pool.gradient[chosen].T, seed=seeds[1])
         if found.low is None or found.high is None:
             refused += 1
             continue
@@ -182,7 +180,9 @@ def main() -> None:
     for source in SOURCES:
         target, pairs = vectors(source, BEHAVIORS)
         for name, (native, transferred) in pairs.items():
-            pool, linear = kept(given.work / f"{source}-{name}-{given.pool}", target, behaviors[name], native, transferred)
+            pool, linear = kept(
+                given.work / f"{source}-{name}-{given.pool}", target, behaviors[name], native, transferred
+            )
             for size in SIZES:
                 simulated = simulate(pool, native.norm, size, given.simulations, seed=size)
                 figures = {"source": source, "behavior": name, "truth": pool.truth, "pool": len(pool.native)}
