@@ -21,14 +21,12 @@ in `--work`, and not measured again.
 import argparse
 import json
 import shlex
-import shutil
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -43,10 +41,11 @@ from lrt_tl.evaluation.controls import N_DRAWS, random_directions, shuffled_map_
 from lrt_tl.evaluation.decide import judge, lower_bound, share_above
 from lrt_tl.evaluation.effects import dose_response, slopes
 from lrt_tl.evaluation.matched_kl import kl_of_steering
-from lrt_tl.evaluation.recovery import recovery
+from lrt_tl.evaluation.recovery import recovery, recovery_over_baseline
 from lrt_tl.models.capture import capture
 from lrt_tl.models.identity import Site
-from lrt_tl.models.loading import BUNDLED, load_model
+from lrt_tl.models.loading import load_model
+from lrt_tl.models.reinitialized import reinitialized
 from lrt_tl.steering.calibration import neutral_batch
 from lrt_tl.tables import print_columns
 from lrt_tl.text.batches import pad, tokenize
@@ -89,16 +88,7 @@ class Way:
 @cache
 def model(name: str) -> Any:
     """A bundled model; "random-medium" is medium with random weights."""
-    if not name.startswith("random-"):
-        return load_model(f"storyworld-{name}")
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    with TemporaryDirectory() as root:
-        folder = Path(root) / f"storyworld-{name}"
-        shutil.copytree(BUNDLED / f"storyworld-{name.removeprefix('random-')}", folder)
-        torch.manual_seed(0)
-        AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder)).save_pretrained(folder)
-        return load_model(folder)
+    return reinitialized(model(name[7:])) if name.startswith("random-") else load_model(f"storyworld-{name}")
 
 
 @cache
@@ -252,7 +242,7 @@ def cell(target_name: str, layer: int, behavior_name: str, some: Sequence[Way]) 
                 if task not in (behavior_name, vector_of)
             ]
             whole = recovery(own, slope, by_arm["random"], seed=seed)
-            beyond = over(own, slope, by_arm[way.random[0]][number], seed=seed)
+            beyond = recovery_over_baseline(own, slope, by_arm[way.random[0]][[number]], seed=seed)
             ratio = float(slope.mean() / own.mean())
             kl = float(disturbed[way.name][number] / disturbed["native"][0])
             direction = way.vectors[vector_of]
@@ -260,7 +250,7 @@ def cell(target_name: str, layer: int, behavior_name: str, some: Sequence[Way]) 
                 "above random vectors": share_above(slope.mean(), draws["random"]),
                 "above shuffled maps": share_above(slope.mean(), draws["shuffled_map"]),
                 "recovery": whole.low,
-                "beyond random weights": beyond,
+                "beyond random weights": beyond.low,
                 "above unrelated vectors": float((slope.mean() - max(unrelated)) / own.mean()),
                 "effect in the source": source_effect(way.source or target_name, vector_of, behavior_name, seed),
                 "anti-steerable prompts": float((slope < 0).double().mean()),
@@ -283,15 +273,6 @@ def cell(target_name: str, layer: int, behavior_name: str, some: Sequence[Way]) 
                 }
             )
     return found
-
-
-def over(native: Tensor, transferred: Tensor, baseline: Tensor, *, seed: int) -> float | None:
-    """(transferred − baseline)/(native − baseline), the lower end of its bootstrap interval over prompts; None where
-    the native vector does no more than the baseline beyond their prompts' scatter."""
-    n = len(native)
-    chosen = torch.randint(n, (4000, n), generator=torch.Generator().manual_seed(seed))
-    gap, done = ((some - baseline)[chosen].mean(1) for some in (native, transferred))
-    return float((done / gap).quantile(0.025)) if float(gap.quantile(0.025)) > 0 else None
 
 
 def _disturbance(target: Any, hook_name: str, arms: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]:

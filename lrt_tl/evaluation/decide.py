@@ -15,8 +15,8 @@ from torch import Tensor
 
 from lrt_tl.alignment.affine_map import FEW_TOKENS_PER_DIMENSION, AffineMap
 from lrt_tl.evaluation.effects import slopes
-from lrt_tl.evaluation.evaluate import TransferResult
 from lrt_tl.evaluation.recovery import LEVEL, rank
+from lrt_tl.evaluation.result import TransferResult
 from lrt_tl.evaluation.side_effects import SideEffects
 from lrt_tl.tables import html_columns
 
@@ -218,7 +218,7 @@ def decide(
     }
     native = slopes(result.native, result.coefficients).mean()
     share = share_above(native, result.control_slopes("random"))
-    beyond = getattr(result, "over_baseline", {}).get("random_weights")
+    beyond = result.over_baseline.get("random_weights")
     unknown = {} if beyond is None or beyond.reason is None else {"beyond random weights": beyond.reason}
     return judge(result.behavior, figures, native=share, reason=result.recovery.reason, unknown=unknown)
 
@@ -254,7 +254,7 @@ def _effect(result: TransferResult) -> dict[str, float | None]:
     """The figures that the measurement itself gives."""
     transferred = slopes(result.transferred, result.coefficients)
     own = None if result.source_native is None else slopes(result.source_native, result.coefficients)
-    beyond = getattr(result, "over_baseline", {}).get("random_weights")
+    beyond = result.over_baseline.get("random_weights")
     draws = {name: result.control_slopes(name) for name in result.controls}
     return {
         **{
