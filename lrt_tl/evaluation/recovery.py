@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
+from scipy.special import ndtr, stdtrit
 from torch import Tensor
 
 LEVEL = 0.05
@@ -48,12 +49,12 @@ class Effect:
 
 
 def mean_effect(values: Float[Tensor, "prompt"], *, n_bootstrap: int = 4000, seed: int = 0) -> Effect:
-    """The mean over prompts, with a percentile bootstrap over them."""
+    """The mean over prompts, with the bootstrap of `recovery` over them."""
     estimate = float(values.double().mean())
     if len(values) < 2:
         return Effect(estimate, None, None)
     means = _resamples(n_bootstrap, len(values), torch.Generator().manual_seed(seed)) @ values.double()
-    return Effect(estimate, *_interval(means))
+    return Effect(estimate, *_interval(means, len(values)))
 
 
 def rank(slope: float, draws: Float[Tensor, "draw"]) -> int:
@@ -69,8 +70,9 @@ def recovery(
     n_bootstrap: int = 4000,
     seed: int = 0,
 ) -> Recovery:
-    """Recovery from the slopes of each prompt, with a percentile bootstrap over prompts and random draws together (one
-    resample of the prompts for all arms).
+    """Recovery from the slopes of each prompt, with a bootstrap over prompts and random draws together (one resample of
+    the prompts for all arms). The interval is between percentiles, which lie further out for few prompts: see `tail`.
+    How often it holds the truth is measured by `benchmarks/coverage_campaign.py`.
 
     The gate: the native slope's lower 95 % bound is above zero, and (1 + #{draws ≥ native})/(R + 1) ≤ .05 with R ≥ 19.
     Comparing with the interval of the *mean* draw instead would let a native vector that is itself random pass about
@@ -83,7 +85,7 @@ def recovery(
         return Recovery(None, None, None, f"{n_draws} random draws; at least {FEWEST_DRAWS} are needed for the rank")
     slope, place = float(native.mean()), rank(float(native.mean()), random.mean(1))
     means = _resampled_means(native, transferred, random, n_bootstrap, seed)
-    if float(means[0].quantile(LEVEL / 2)) <= 0:
+    if float(means[0].quantile(tail(n_prompts))) <= 0:
         return Recovery(
             None, None, None, f"the native slope, {slope:.3g}, is not above zero beyond its prompts' scatter"
         )
@@ -109,7 +111,7 @@ def recovery_over_baseline(
     if len(native) < 2:
         return Recovery(None, None, None, "with one prompt only, no interval can be given")
     means = _resampled_means(native, transferred, baseline, n_bootstrap, seed)
-    if float((means[0] - means[2]).quantile(LEVEL / 2)) <= 0:
+    if float((means[0] - means[2]).quantile(tail(len(native)))) <= 0:
         own, other = float(native.mean()), float(baseline.mean())
         return Recovery(
             None,
@@ -133,14 +135,26 @@ def _resampled_means(native: Tensor, transferred: Tensor, others: Tensor, n_boot
 
 
 def _share(native: Tensor, transferred: Tensor, others: Tensor, means: Means) -> Recovery:
-    """(transferred − others)/(native − others), with its percentile interval."""
+    """(transferred − others)/(native − others), with its interval."""
     left = float(others.double().mean())
     estimate = (float(transferred.double().mean()) - left) / (float(native.double().mean()) - left)
-    return Recovery(estimate, *_interval((means[1] - means[2]) / (means[0] - means[2])))
+    return Recovery(estimate, *_interval((means[1] - means[2]) / (means[0] - means[2]), len(native)))
 
 
-def _interval(values: Float[Tensor, "resample"]) -> tuple[float, float]:
-    low, high = values.quantile(torch.tensor([LEVEL / 2, 1 - LEVEL / 2], dtype=torch.float64)).tolist()
+def tail(n_prompts: int) -> float:
+    """The share of resamples below a 95 % interval, and above it: Φ(−√(n/(n−1)) t), t the 97.5 % quantile of Student's
+    distribution with n − 1 degrees of freedom (expanded percentile interval; Hesterberg 2015, arXiv 1411.5279).
+
+    Means of resamples scatter less than those of samples, by √((n−1)/n), and their scatter is taken for known. So the
+    plain percentiles, 2.5 % on each side, make an interval that is too narrow: of 8 prompts it holds the truth in 90 of
+    100 measurements, and of 16 in 91.
+    """
+    return float(ndtr(-((n_prompts / (n_prompts - 1)) ** 0.5) * stdtrit(n_prompts - 1, 1 - LEVEL / 2)))
+
+
+def _interval(values: Float[Tensor, "resample"], n_prompts: int) -> tuple[float, float]:
+    outside = tail(n_prompts)
+    low, high = values.quantile(torch.tensor([outside, 1 - outside], dtype=torch.float64)).tolist()
     return low, high
 
 
