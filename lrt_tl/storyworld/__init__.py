@@ -15,6 +15,7 @@ from lrt_tl.storyworld.judge import Score, score
 from lrt_tl.storyworld.language import documents, samples
 from lrt_tl.storyworld.relations import Fact, Relation, relation
 from lrt_tl.storyworld.tasks import TASKS, behavior, contrast_pairs, neutral_prompts
+from lrt_tl.storyworld.written import written_behavior
 
 __all__ = [
     "TASKS",
@@ -31,6 +32,7 @@ __all__ = [
     "relation",
     "samples",
     "score",
+    "written_behavior",
 ]
 
 
