@@ -42,8 +42,7 @@ def text_classifier(positive: Sequence[str], negative: Sequence[str], *, seed: i
     A text that stands twice on a side counts once.
 
     Raises:
-        LrtError: fewer than 10 different texts on a side, an empty one, one that stands on both sides, or none with a
-            word.
+        LrtError: fewer than 10 different texts on a side, an empty one, or one that stands on both sides.
 
     Warns:
         UserWarning: the AUC is no better than chance (above which one classifier in twenty comes by luck).
@@ -59,7 +58,7 @@ def text_classifier(positive: Sequence[str], negative: Sequence[str], *, seed: i
         raise LrtError(f"{len(both)} texts are both positive and negative, such as {min(both)[:60]!r}: remove them")
     texts, labels = [*sides[0], *sides[1]], [1] * len(sides[0]) + [0] * len(sides[1])
     words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"\w+|[^\w\s]")
-    pipeline = make_pipeline(words, LogisticRegression(C=10.0, max_iter=1000))
+    pipeline = make_pipeline(words, LogisticRegression(max_iter=1000))
     folds = StratifiedKFold(_FOLDS, shuffle=True, random_state=seed)
     held_out = cross_val_predict(pipeline, texts, labels, cv=folds, method="decision_function")
     ones, others = map(len, sides)

@@ -79,7 +79,7 @@ def written_texts(
         jobs[len(rows[prompt])].append((delta, prompt, sample))
     batches = []
     for length, of_length in jobs.items():
-        at_once = deltas_at_once(model, torch.empty(1, length), batch_size)
+        at_once = deltas_at_once(model, torch.zeros(1, length, dtype=torch.long), batch_size)
         batches += [of_length[start : start + at_once] for start in range(0, len(of_length), at_once)]
     texts = [[[""] * how.n_samples for _ in rows] for _ in deltas]
     for batch in tqdm(batches, desc="write", unit=" batches", leave=False):
