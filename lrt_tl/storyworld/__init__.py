@@ -16,6 +16,7 @@ from lrt_tl.storyworld.language import documents, samples
 from lrt_tl.storyworld.relations import Fact, Relation, relation
 from lrt_tl.storyworld.tasks import TASKS, behavior, contrast_pairs, neutral_prompts
 from lrt_tl.storyworld.twins import widen
+from lrt_tl.storyworld.written import written_behavior
 
 __all__ = [
     "TASKS",
@@ -33,6 +34,7 @@ __all__ = [
     "samples",
     "score",
     "widen",
+    "written_behavior",
 ]
 
 
