@@ -24,11 +24,17 @@ from .evaluation.behavior import Behavior as Behavior
 from .evaluation.behavior import PromptAnswers as PromptAnswers
 from .evaluation.behavior import read_behavior as read_behavior
 from .evaluation.behavior import texts_of as texts_of
+from .evaluation.capability import Capability as Capability
+from .evaluation.capability import ChoiceQuestion as ChoiceQuestion
+from .evaluation.capability import capability as capability
+from .evaluation.capability import read_questions as read_questions
 from .evaluation.choices import multiple_choice as multiple_choice
 from .evaluation.choices import position_bias as position_bias
 from .evaluation.evaluate import TransferResult as TransferResult
 from .evaluation.evaluate import evaluate_transfer as evaluate_transfer
 from .evaluation.figures import effect_figure as effect_figure
+from .evaluation.off_target import OffTarget as OffTarget
+from .evaluation.off_target import off_target as off_target
 from .evaluation.published import published_agreement as published_agreement
 from .evaluation.samples import sample_texts as sample_texts
 from .evaluation.side_effects import SideEffects as SideEffects

@@ -67,4 +67,5 @@ def _correlation(both: int, first_only: int, second_only: int, neither: int) -> 
 def mcnemar(first_only: int, second_only: int) -> float:
     """The exact two-sided p of as uneven a split of the items on which only one succeeds, were both as good."""
     n, fewer = first_only + second_only, min(first_only, second_only)
-    return min(1.0, 2 * sum(comb(n, k) for k in range(fewer + 1)) / 2**n)
+    tail = sum(comb(n, k) for k in range(fewer + 1)) / 2.0**n
+    return min(1.0, 2 * tail)

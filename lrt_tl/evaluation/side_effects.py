@@ -217,7 +217,7 @@ def _written(
     temperature: float,
     prepend_bos: bool,
     seed: int,
-) -> dict[str, dict[str, float]]:
+) -> dict[str, dict[str, Any]]:
     """Distinct words and pairs, and repetition, of what each arm writes, mean over the prompts."""
     if not prompts:
         return {}
