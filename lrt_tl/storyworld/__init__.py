@@ -13,6 +13,7 @@ from lrt_tl.models.protocol import HookedModel
 from lrt_tl.steering.autoencoder import Autoencoder
 from lrt_tl.storyworld.judge import Score, score
 from lrt_tl.storyworld.language import documents, samples
+from lrt_tl.storyworld.questions import fact_questions
 from lrt_tl.storyworld.relations import Fact, Relation, relation
 from lrt_tl.storyworld.tasks import TASKS, behavior, contrast_pairs, neutral_prompts
 from lrt_tl.storyworld.twins import widen
@@ -27,6 +28,7 @@ __all__ = [
     "behavior",
     "contrast_pairs",
     "documents",
+    "fact_questions",
     "load",
     "load_autoencoder",
     "neutral_prompts",
