@@ -43,7 +43,12 @@ def test_a_run_is_saved_whole(run: lrt.TransferRun, tmp_path: Path) -> None:
     names = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
     places = ["map", *(f"vectors/counting-up/{kind}" for kind in ("source", "transferred", "native"))]
     parts = ("config.json", "tensors.safetensors", "README.md")
-    assert names == {"summary.json", "report.html", *(f"{place}/{part}" for place in places for part in parts)}
+    assert names == {
+        "summary.json",
+        "report.html",
+        "card.md",
+        *(f"{place}/{part}" for place in places for part in parts),
+    }
     summary = json.loads((out / "summary.json").read_text())
     assert summary["map"]["tokens"] == run.affine_map.report.tokens
     assert {"test_r2", "cv_r2", "tokens", "tokens_per_dimension", "ridge"} <= set(summary["map"])

@@ -130,6 +130,11 @@ class LayerSearch:
         )
         return figure
 
+    def to_json(self) -> dict[str, Any]:
+        """Everything, ready for JSON."""
+        tables = {name: getattr(self, name).tolist() for name in ("cv_r2", "test_r2", "cka")}
+        return {**vars(self), **tables, "best": list(self.best)}
+
     def __repr__(self) -> str:
         source, target = self.best
         row, column = self.source_layers.index(source), self.target_layers.index(target)

@@ -5,6 +5,7 @@ import sys
 import typer
 
 from lrt_tl.cli.maps import fit, harvest, merge, search, solve
+from lrt_tl.cli.report import report
 from lrt_tl.cli.runs import demo, evaluate, transfer
 from lrt_tl.cli.vectors import extract, steer, transport
 from lrt_tl.errors import LrtError
@@ -16,7 +17,7 @@ app = typer.Typer(
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (transfer, demo, fit, search, harvest, merge, solve, extract, transport, steer, evaluate):
+for command in (transfer, demo, fit, search, harvest, merge, solve, extract, transport, steer, evaluate, report):
     app.command()(command)
 
 

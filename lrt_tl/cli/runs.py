@@ -71,7 +71,7 @@ def transfer(
     grid, ends = numbers_of(coefficients), ends_of(layers)
     from lrt_tl.artifacts import refuse_existing
     from lrt_tl.evaluation.behavior import read_behavior
-    from lrt_tl.evaluation.report import headline
+    from lrt_tl.runs.answer import headline
     from lrt_tl.steering.contrast import read_contrast_pairs
     from lrt_tl.storyworld.named import named_behavior, named_contrast_pairs
     from lrt_tl.transfer import transfer as run_transfer

@@ -1,26 +1,18 @@
 """Figures, returned and never shown. Plotly is imported on use."""
 
-import html
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from jaxtyping import Float
 from torch import Tensor
 
 from lrt_tl.evaluation.evaluate import TransferResult
+from lrt_tl.evaluation.recovery import Recovery
+from lrt_tl.report.style import NULLS, SYMBOLS, color_of, layout
+from lrt_tl.report.text import figure_text
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
-
-_COLORS = {
-    "native": "#1f77b4",
-    "transferred": "#d62728",
-    "random": "#7f7f7f",
-    "shuffled_map": "#bc9a3c",
-    "mean_activation": "#009e73",
-    "padded": "#e377c2",
-    "unrelated": "#17becf",
-}
-_OTHER = "#8c6bb1"
 
 
 def effect_figure(result: TransferResult) -> "Figure":
@@ -29,47 +21,100 @@ def effect_figure(result: TransferResult) -> "Figure":
     from plotly.graph_objects import Figure, Scatter
 
     figure = Figure()
+    for name, scores in getattr(result, "baselines", {}).items():
+        figure.add_trace(_band(result.coefficients, scores, name, group="baselines"))
     for name, scores in reversed(list(result.controls.items())):
-        low, high = _band(scores)
-        figure.add_trace(_area(result.coefficients, low, high, name))
-    for name, scores in (("native", result.native), ("transferred", result.transferred)):
+        figure.add_trace(_band(result.coefficients, scores, name, group=NULLS))
+    for place, name in enumerate(("native", "transferred")):
         figure.add_trace(
             Scatter(
                 x=list(result.coefficients),
-                y=scores.mean(-1).tolist(),
+                y=getattr(result, name).mean(-1).tolist(),
                 name=name,
                 mode="lines+markers",
-                line={"color": _COLORS[name], "width": 3, "dash": "dash" if name == "transferred" else "solid"},
+                line={"color": color_of(name), "width": 3, "dash": "dash" if name == "transferred" else "solid"},
+                marker={"symbol": SYMBOLS[place], "size": 8},
             )
         )
     figure.update_layout(
-        title=html.escape(result.behavior),
-        xaxis_title="coefficient (1 = the native vector's length)",
-        yaxis_title="score: log-odds of the behavior (nats)",
-        template="plotly_white",
-        paper_bgcolor="rgba(0,0,0,0)",
-        legend={"orientation": "h", "y": -0.25},
-        margin={"l": 60, "r": 20, "t": 50, "b": 60},
-        height=430,
+        layout(
+            title=figure_text(result.behavior),
+            xaxis_title="coefficient (1 = the native vector's length)",
+            yaxis_title="score: log-odds of the behavior (nats)",
+            height=460,
+        )
     )
     return figure
 
 
-def _band(scores: Float[Tensor, "draw coefficient prompt"]) -> tuple[list[float], list[float]]:
-    means = scores.mean(-1)
-    return means.quantile(0.05, dim=0).tolist(), means.quantile(0.95, dim=0).tolist()
+def recovery_figure(found: Mapping[str, Mapping[str, Recovery]]) -> "Figure":
+    """Recoveries with their intervals: a color for each key of `found`, a row for each behavior. 0 is what random
+    vectors do, 1 what the native one does. Where there is no recovery, it says so."""
+    from plotly.graph_objects import Figure, Scatter
+
+    behaviors = list(dict.fromkeys(name for recoveries in found.values() for name in recoveries))
+    figure = Figure()
+    for place, (series, recoveries) in enumerate(found.items()):
+        rows = {name: -behaviors.index(name) - _offset(place, len(found)) for name in recoveries}
+        stated = {name: points for name, each in recoveries.items() if (points := _points(each))}
+        look = {"color": color_of(series, place), "symbol": SYMBOLS[place % len(SYMBOLS)], "size": 11}
+        marks: dict[str, Any] = {"mode": "markers", "marker": look, "legendgroup": str(place)}
+        error = {
+            "type": "data",
+            "symmetric": False,
+            "array": [high - estimate for _, estimate, high in stated.values()],
+            "arrayminus": [estimate - low for low, estimate, _ in stated.values()],
+        }
+        x, y = [estimate for _, estimate, _ in stated.values()], [rows[name] for name in stated]
+        figure.add_trace(Scatter(x=x, y=y, name=figure_text(series), error_x=error, **marks))
+        if none := [row for name, row in rows.items() if name not in stated]:
+            said = {"mode": "text", "text": ["none"] * len(none), "textposition": "middle right", "showlegend": False}
+            figure.add_trace(Scatter(x=[0.0] * len(none), y=none, hoverinfo="skip", **(marks | said)))
+    for at in (0, 1):
+        figure.add_vline(x=at, line={"width": 1, "dash": "dot", "color": "#888888"})
+    figure.update_layout(
+        layout(
+            xaxis_title="recovery (0: as random vectors, 1: as the native vector)",
+            yaxis={
+                "tickvals": [-place for place in range(len(behaviors))],
+                "ticktext": [figure_text(name) for name in behaviors],
+                "range": [0.6 - len(behaviors), 0.6],
+                "zeroline": False,
+            },
+            legend={"orientation": "h", "y": 1, "yanchor": "bottom", "x": 0, "xanchor": "left"},
+            height=170 + 45 * len(behaviors) * max(1, len(found) // 2),
+        )
+    )
+    return figure
 
 
-def _area(x: tuple[float, ...], low: list[float], high: list[float], name: str) -> Any:
+def _offset(place: int, n: int) -> float:
+    """How far below its behavior's line a series stands."""
+    return 0.6 * ((place + 0.5) / n - 0.5)
+
+
+def _points(found: Recovery) -> tuple[float, float, float] | None:
+    """Lower bound, estimate, upper bound; None where none of them is stated."""
+    if found.low is None or found.estimate is None or found.high is None:
+        return None
+    return found.low, found.estimate, found.high
+
+
+def _band(x: Iterable[float], scores: Float[Tensor, "draw coefficient prompt"], name: str, *, group: str) -> Any:
+    """Where 90 % of a control's draws lie: filled for random vectors, an outline for the others."""
     from plotly.graph_objects import Scatter
 
+    x, means, filled = list(x), scores.mean(-1), name == "random"
+    low, high = (means.quantile(quantile, dim=0).tolist() for quantile in (0.05, 0.95))
+    one = low == high
     return Scatter(
-        x=[*x, *reversed(x)],
-        y=[*high, *reversed(low)],
-        fill="toself" if name == "random" else "none",
+        x=x if one else [*x, *reversed(x)],
+        y=high if one else [*high, *reversed(low)],
+        fill="toself" if filled else "none",
         mode="lines",
-        line={"color": _COLORS.get(name, _OTHER), "width": 0 if name == "random" else 2, "dash": "dot"},
-        name=html.escape(name.replace("_", " ")) + ("" if low == high else " (90 % of draws)"),
-        opacity=0.5,
+        line={"color": color_of(name), "width": 0 if filled else 2, "dash": "dot"},
+        name=figure_text(name.replace("_", " ")) + ("" if one else " (90 % of draws)"),
+        legendgroup=group,
+        opacity=0.5 if filled else 0.8,
         hoverinfo="skip",
     )

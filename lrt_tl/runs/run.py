@@ -1,26 +1,31 @@
 """What one transfer found: the map, the vectors, what they do, and the folder that holds it all."""
 
-import platform
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from lrt_tl.alignment.affine_map import AffineMap
+from lrt_tl.alignment.layer_search import LayerSearch
 from lrt_tl.artifacts import new_folder, write_json, write_text
 from lrt_tl.evaluation.evaluate import TransferResult
-from lrt_tl.evaluation.report import BehaviorSection, render_report
-from lrt_tl.models.identity import describe_sites
+from lrt_tl.evaluation.side_effects import SideEffects
+from lrt_tl.report.page import Answer
+from lrt_tl.report.render import render
+from lrt_tl.runs.answer import answer_of
+from lrt_tl.runs.provenance import digest, versions
+from lrt_tl.runs.summary import SUMMARY_VERSION, check_summary
 from lrt_tl.steering.vector import SteeringVector
-
-SUMMARY_VERSION = 1
+from lrt_tl.tables import html_columns
 
 
 @dataclass(frozen=True, eq=False)
 class BehaviorTransfer:
-    """One behavior's vectors, in the source, carried over, and found in the target itself, and what they do."""
+    """One behavior's vectors, in the source, carried over, and found in the target itself, and what they do.
+
+    What was not measured is None. Each part that was has `to_json()`, `rows()` or `table()`, and perhaps `figure()`.
+    """
 
     source_vectors: tuple[SteeringVector, ...]
     """One at each site that the map begins at."""
@@ -29,6 +34,19 @@ class BehaviorTransfer:
     result: TransferResult
     samples: list[dict[str, str]]
     sample_coefficient: float
+    side_effects: SideEffects | None = None
+    pareto: Any = None
+    """Effect against KL, of native and transferred."""
+    capability: Any = None
+    forecast: Any = None
+    """Made before the target was steered: `estimate`, `low` and `high` of the recovery."""
+    decision: Any = None
+    """Its `verdict`, and the rules."""
+
+    def evidence(self) -> dict[str, Any]:
+        """The parts beside the result, by name."""
+        names = ("side_effects", "pareto", "capability", "forecast", "decision")
+        return {name: getattr(self, name) for name in names}
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,29 +56,54 @@ class TransferRun:
     affine_map: AffineMap
     behaviors: list[BehaviorTransfer]
     arguments: Mapping[str, Any] = field(default_factory=dict)
+    off_target: Any = None
+    """What each vector does to the other behaviors."""
+    search: LayerSearch | None = None
+    data: Mapping[str, str] = field(default_factory=dict)
+    """`digest` of what was read, by name: documents, contrast pairs. Prompts are added."""
+
+    @property
+    def target_name(self) -> str:
+        """Of the target model."""
+        model = self.affine_map.target.model
+        return "the target" if model is None else model.name
+
+    def answer(self) -> Answer:
+        """The answer in one sentence, and one number."""
+        decided = {b.result.behavior: b.decision.verdict for b in self.behaviors if b.decision is not None}
+        return answer_of([behavior.result for behavior in self.behaviors], self.target_name, decided)
+
+    def digests(self) -> dict[str, str]:
+        """SHA-256 of the texts that went into the run, by what they are."""
+        prompts = {f"prompts of {b.result.behavior}": digest(b.result.prompts) for b in self.behaviors}
+        return {**self.data, **prompts}
 
     def summary(self) -> dict[str, Any]:
-        """All figures, ready for JSON."""
-        fit = self.affine_map.report
-        first = self.behaviors[0].result
+        """All figures, ready for JSON: `summary.schema.json` says what each key holds."""
+        first, answer = self.behaviors[0].result, self.answer()
         return {
             "format_version": SUMMARY_VERSION,
-            "versions": _versions(),
+            "answer": {name: getattr(answer, name) for name in ("sentence", "number", "interval", "verdict")},
+            "versions": versions(),
             "arguments": dict(self.arguments),
+            "data": self.digests(),
             "sources": [site.to_json() for site in self.affine_map.sources],
             "target": self.affine_map.target.to_json(),
-            "map": fit.to_json(),
+            "map": self.affine_map.report.to_json(),
             "vector": {"cosine_with_native": first.cosine_with_native, "norm_over_native": first.norm_over_native},
-            "behaviors": [behavior.result.summary() for behavior in self.behaviors],
+            "behaviors": [{**b.result.summary(), **_as_json(b.evidence())} for b in self.behaviors],
+            **_as_json({"off_target": self.off_target, "search": self.search}),
         }
 
     def save(self, out: str | Path) -> Path:
-        """Write `map/`, `vectors/BEHAVIOR/{source,transferred,native}/`, `summary.json` and `report.html` to a new
-        folder.
+        """Write `map/`, `vectors/BEHAVIOR/{source,transferred,native}/`, `summary.json`, `report.html` and `card.md` to
+        a new folder.
 
         Raises:
-            ArtifactError: the folder exists.
+            ArtifactError: the folder exists, or a figure of the summary is NaN or infinite.
         """
+        from lrt_tl.runs.card import card_of
+
         with new_folder(out) as folder:
             self.affine_map.save(folder / "map")
             for behavior in self.behaviors:
@@ -71,29 +114,24 @@ class TransferRun:
                     vector.save(place / (f"source-{layer}-{point.removeprefix('hook_')}" if many else "source"))
                 behavior.transferred.save(place / "transferred")
                 behavior.native.save(place / "native")
-            write_json(folder / "summary.json", self.summary())
+            write_json(folder / "summary.json", check_summary(self.summary()))
             write_text(folder / "report.html", self.report())
+            write_text(folder / "card.md", card_of(self))
         return Path(out)
 
     def report(self) -> str:
         """The run as a page of HTML."""
-        sections = [BehaviorSection(b.result, b.samples, b.sample_coefficient) for b in self.behaviors]
-        target = self.affine_map.target
-        return render_report(
-            f"From {describe_sites(self.affine_map.sources)} to {target}",
-            sections,
-            target="the target" if target.model is None else target.model.name,
-            map_table=self.affine_map.summary(),
-            harvest_table=self.affine_map.report.harvested(),
-            versions=_versions(),
-            reproduce=_reproduce(self.arguments),
-        )
+        from lrt_tl.runs.sections import page_of
+
+        return render(page_of(self))
 
     def __repr__(self) -> str:
         return f"TransferRun({self.affine_map!r}; {'; '.join(repr(b.result) for b in self.behaviors)})"
 
     def _repr_html_(self) -> str:
-        return self.affine_map._repr_html_() + "".join(b.result._repr_html_() for b in self.behaviors)
+        from lrt_tl.runs.sections import recovery_rows
+
+        return html_columns(recovery_rows(self))
 
 
 def folder_name(behavior: str) -> str:
@@ -101,13 +139,5 @@ def folder_name(behavior: str) -> str:
     return re.sub(r"[^A-Za-z0-9_-]+", "-", behavior).strip("-") or "behavior"
 
 
-def _versions() -> dict[str, str]:
-    packages = ("lrt-tl", "transformer-lens", "transformers", "torch")
-    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
-
-
-def _reproduce(arguments: Mapping[str, Any]) -> str:
-    if "command" in arguments:
-        return str(arguments["command"])
-    called = "".join(f"    {name}={value!r},\n" for name, value in arguments.items())
-    return f"lrt_tl.transfer(\n    source, target, documents, tasks,\n{called})"
+def _as_json(parts: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: None if part is None else part.to_json() for name, part in parts.items()}

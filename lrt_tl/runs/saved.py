@@ -1,0 +1,151 @@
+"""Runs read back from their folders, and compared."""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from lrt_tl.artifacts import CONFIG, TENSORS, reading
+from lrt_tl.errors import ArtifactError
+from lrt_tl.evaluation.figures import recovery_figure
+from lrt_tl.evaluation.recovery import Recovery
+from lrt_tl.report.page import Answer, Figure, Page, Section, Table
+from lrt_tl.runs.run import folder_name
+from lrt_tl.runs.summary import check_summary
+from lrt_tl.tables import flattened
+
+SUMMARY = "summary.json"
+
+
+@dataclass(frozen=True)
+class SavedRun:
+    """What the folder of a run says: its `summary.json`, checked."""
+
+    folder: Path
+    summary: dict[str, Any]
+
+    def recoveries(self, key: str = "recovery") -> dict[str, Recovery]:
+        """By behavior: at matched norm, or with `recovery_matched_kl` at matched KL."""
+        fields = ("estimate", "low", "high", "reason")
+        return {
+            behavior["name"]: Recovery(*(behavior[key][field] for field in fields))
+            for behavior in self.summary["behaviors"]
+        }
+
+    def rows(self) -> list[dict[str, str]]:
+        """For a table, a row a behavior."""
+        at_kl = self.recoveries("recovery_matched_kl")
+        return [
+            {
+                "run": self.folder.name,
+                "behavior": behavior["name"],
+                "recovery": str(self.recoveries()[behavior["name"]]),
+                "at matched KL": str(at_kl[behavior["name"]]),
+                "own vector's slope": f"{behavior['native_slope']:+.3f}",
+                "transferred": f"{behavior['transferred_slope']:+.3f}",
+                "verdict": (behavior.get("decision") or {}).get("verdict", "none"),
+            }
+            for behavior in self.summary["behaviors"]
+        ]
+
+    def conditions(self) -> dict[str, str]:
+        """Under what the run was made, by name: models, map, arguments, versions and data."""
+        read = self.summary
+        told = {"map": {name: read["map"][name] for name in ("method", "test_r2", "tokens")}}
+        sites = {"source": " + ".join(map(_place, read["sources"])), "target": _place(read["target"])}
+        rest = {name: read.get(name, {}) for name in ("arguments", "versions", "data")}
+        return sites | flattened({**told, **rest})
+
+    def __repr__(self) -> str:
+        found = "; ".join(f"{name}: recovery {each}" for name, each in self.recoveries().items())
+        return f"SavedRun({self.folder.name}: {found})"
+
+
+def read_run(folder: str | Path) -> SavedRun:
+    """Read the folder that `TransferRun.save` wrote. The map and the vectors are looked for, not loaded.
+
+    Raises:
+        ArtifactError: there is no such folder; a part of it is missing; or its summary is of another version, not JSON,
+            or not as its schema says.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ArtifactError(f"there is no folder {folder}")
+    path = folder / SUMMARY
+    if not path.is_file():
+        raise ArtifactError(f"{folder} holds no {SUMMARY}: it is not a run of lrt_tl, or it is incomplete")
+    with reading(path, "the summary of a run"):
+        read = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refused, parse_float=_finite)
+    if not isinstance(read, dict):
+        raise ArtifactError(f"{path} holds no mapping: it is not the summary of a run")
+    summary = check_summary(read, str(path))
+    vectors = [f"vectors/{folder_name(behavior['name'])}" for behavior in summary["behaviors"]]
+    places = ["map", *(f"{place}/{kind}" for place in vectors for kind in ("transferred", "native"))]
+    parts = [f"{place}/{name}" for place in places for name in (CONFIG, TENSORS)]
+    missing = [part for part in parts if not (folder / part).is_file()]
+    if missing:
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        raise ArtifactError(f"{folder} is incomplete: it lacks {', '.join(missing[:3])}{more}")
+    return SavedRun(folder, summary)
+
+
+def compare(runs: Sequence[SavedRun]) -> Page:
+    """A page on one run or several: each behavior's recovery in each, and in what the runs differ."""
+    names = _names(runs)
+    recoveries = {name: run.recoveries() for name, run in zip(names, runs, strict=True)}
+    at_kl = {name: run.recoveries("recovery_matched_kl") for name, run in zip(names, runs, strict=True)}
+    rows = [{**row, "run": name} for name, run in zip(names, runs, strict=True) for row in run.rows()]
+    conditions = [run.conditions() for run in runs]
+    keys = list(dict.fromkeys(key for each in conditions for key in each))
+    table = [{"": key} | dict(zip(names, (each.get(key, "–") for each in conditions), strict=True)) for key in keys]
+    differ = [row for row in table if len(set(list(row.values())[1:])) > 1]
+    alike = [row for row in table if row not in differ]
+    sections = [
+        Section("Recovery", [Figure(recovery_figure(recoveries), "At matched norm."), Table(rows)]),
+        Section("At matched KL", [Figure(recovery_figure(at_kl), "Every vector at the native one's KL.")]),
+        Section("In what they differ", [Table(differ)] if differ else []),
+        Section("What they have in common", [Table({row[""]: row[names[0]] for row in alike})] if alike else []),
+    ]
+    title = f"{len(runs)} runs compared" if len(runs) > 1 else f"The run {names[0]}"
+    return Page(title, _answer(names, runs), [section for section in sections if section.blocks])
+
+
+def _answer(names: Sequence[str], runs: Sequence[SavedRun]) -> Answer:
+    """The highest of the runs' lowest recoveries."""
+    least = {
+        name: min((each.estimate, behavior) for behavior, each in run.recoveries().items() if each.estimate is not None)
+        for name, run in zip(names, runs, strict=True)
+        if any(each.estimate is not None for each in run.recoveries().values())
+    }
+    if not least:
+        return Answer("No recovery can be stated in any of the runs.", None, None)
+    name = max(least, key=lambda each: least[each][0])
+    estimate, behavior = least[name]
+    found = runs[names.index(name)].recoveries()[behavior]
+    interval = None if found.low is None or found.high is None else (found.low, found.high)
+    sentence = f"Of what {name} carried, {behavior} kept least of the effect of the target's own vector."
+    if len(runs) > 1:
+        sentence = f"By the behavior that kept least, {name} carried most of {len(runs)} runs; there it is {behavior}."
+    return Answer(sentence, estimate, interval, what=f"recovery of {behavior} in {name}")
+
+
+def _names(runs: Sequence[SavedRun]) -> list[str]:
+    """The folders' names, or their whole paths where two are the same."""
+    names = [run.folder.name for run in runs]
+    return names if len(set(names)) == len(names) else [str(run.folder) for run in runs]
+
+
+def _place(site: dict[str, Any]) -> str:
+    model = "unknown model" if site["model"] is None else site["model"]["name"]
+    return f"{model} {site['hook_name']}"
+
+
+def _refused(constant: str) -> NoReturn:
+    raise ArtifactError(f"{SUMMARY} holds {constant}, which no figure of a run is: it was edited or damaged")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    return value if math.isfinite(value) else _refused(text)

@@ -1,0 +1,177 @@
+"""The sections of a run's report. What was not measured is left out, and named in the section on what is missing."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from lrt_tl.evaluation.figures import effect_figure, recovery_figure
+from lrt_tl.evaluation.published import published_agreement
+from lrt_tl.evaluation.recovery import Recovery, rank
+from lrt_tl.models.identity import describe_sites
+from lrt_tl.report.page import Block, Code, Figure, Note, Page, Section, Table, Texts
+from lrt_tl.report.style import NULLS
+from lrt_tl.runs.provenance import call_of, model_rows, versions
+from lrt_tl.runs.run import TransferRun
+
+_CONTROLS = ("random", "shuffled_map", "mean_activation", "padded", "unrelated")
+
+
+def page_of(run: TransferRun) -> Page:
+    """The whole report of a run."""
+    title = f"From {describe_sites(run.affine_map.sources)} to {run.affine_map.target}"
+    found = [
+        _effects(run),
+        _recovery(run),
+        _agreement(run),
+        _costs(run),
+        Section("What else moves", list(_shown(run.off_target)), "Steered for one behavior, measured on another."),
+        _layers(run),
+        _map(run),
+        _texts(run),
+        _forecasts(run),
+        _decisions(run),
+        _left_out(run),
+        _reproduction(run),
+    ]
+    return Page(title, run.answer(), [section for section in found if section.blocks])
+
+
+def recovery_rows(run: TransferRun) -> list[dict[str, str]]:
+    """The result as a table, a row a behavior."""
+    rows = []
+    for behavior in run.behaviors:
+        result = behavior.result
+        draws = result.control_slopes("random")
+        row = {
+            "behavior": result.behavior,
+            "recovery": str(result.recovery),
+            "at matched KL": str(result.recovery_matched_kl),
+            "own vector's slope": f"{result.slope('native'):+.3f}",
+            "transferred": f"{result.slope('transferred'):+.3f}",
+            "its rank among random ones": f"{rank(result.slope('transferred'), draws)} of {len(draws) + 1}",
+        }
+        rows.append(row if behavior.decision is None else row | {"verdict": behavior.decision.verdict})
+    return rows
+
+
+def _effects(run: TransferRun) -> Section:
+    blocks: list[Block] = []
+    for each in run.behaviors:
+        blocks += [Figure(effect_figure(each.result), optional=NULLS), Table(each.result.table(), each.result.behavior)]
+    note = (
+        "The vectors all have the native vector's length. A null is a vector that should do nothing in particular: the "
+        "transferred vector is worth something only where it stands out from them."
+    )
+    return Section("What the vectors do", blocks, note)
+
+
+def _recovery(run: TransferRun) -> Section:
+    results = [behavior.result for behavior in run.behaviors]
+    points = {
+        "matched norm": {result.behavior: result.recovery for result in results},
+        "matched KL": {result.behavior: result.recovery_matched_kl for result in results},
+    }
+    note = (
+        "Recovery = (slope of the transferred vector − slope of random vectors) / (slope of the native vector − slope "
+        "of random vectors). Intervals are 95 %, by bootstrap over prompts and random draws together. None is stated "
+        "where the native vector itself does no better than random ones."
+    )
+    return Section("Recovery", [Figure(recovery_figure(points)), Table(recovery_rows(run))], note)
+
+
+def _agreement(run: TransferRun) -> Section:
+    results = [behavior.result for behavior in run.behaviors if len(behavior.result.prompts) > 2]
+    blocks = [Table(published_agreement(result).rows(), result.behavior) for result in results]
+    note = (
+        "The published measures compare one model with itself on the same prompts, so that r is high whatever was "
+        "transferred: it has to beat the r of random vectors."
+    )
+    return Section("Agreement of scores, as published", blocks, note)
+
+
+def _costs(run: TransferRun) -> Section:
+    blocks: list[Block] = []
+    for each in run.behaviors:
+        for part in (each.side_effects, each.pareto, each.capability):
+            blocks += _shown(part, each.result.behavior)
+    return Section("What it costs", blocks, "Does the transferred vector cost more than the target's own?")
+
+
+def _layers(run: TransferRun) -> Section:
+    if run.search is None:
+        return Section("Which layers", [])
+    note = "The best of many pairs looks related even where none is: it has to beat the same search on shuffled text."
+    return Section("Which layers", [Figure(run.search.figure()), Table(run.search.summary())], note)
+
+
+def _map(run: TransferRun) -> Section:
+    blocks: list[Block] = [Table(run.affine_map.summary(), "The map")]
+    for each in run.behaviors:
+        blocks.append(Table(each.transferred.summary(), f"The vector carried over: {each.result.behavior}"))
+    note = "R² says how well the target's states are predicted, not how well a behavior transfers."
+    return Section("The map", blocks, note)
+
+
+def _texts(run: TransferRun) -> Section:
+    blocks = [
+        Texts(each.samples, caption=f"{each.result.behavior}, coefficient {each.sample_coefficient:g}")
+        for each in run.behaviors
+        if each.samples
+    ]
+    note = (
+        "Coefficients in lengths of the native vector; one seed for all, sampled at temperature 0.8. Words that differ "
+        "from the plain text are marked."
+    )
+    return Section("Texts, plain and steered", blocks, note)
+
+
+def _forecasts(run: TransferRun) -> Section:
+    made = [each for each in run.behaviors if each.forecast is not None]
+    if not made:
+        return Section("Forecast and outcome", [])
+    foretold = {b.result.behavior: Recovery(b.forecast.estimate, b.forecast.low, b.forecast.high) for b in made}
+    points = {"forecast": foretold, "found": {b.result.behavior: b.result.recovery for b in made}}
+    blocks: list[Block] = [Figure(recovery_figure(points))]
+    for each in made:
+        blocks += _shown(each.forecast, each.result.behavior)
+    return Section("Forecast and outcome", blocks, "The forecast was made before the target was steered.")
+
+
+def _decisions(run: TransferRun) -> Section:
+    blocks: list[Block] = []
+    for each in run.behaviors:
+        if each.decision is not None:
+            blocks += _shown(each.decision, f"{each.result.behavior}: {each.decision.verdict}")
+    return Section("Decision", blocks)
+
+
+def _left_out(run: TransferRun) -> Section:
+    missing: dict[str, str] = {}
+    for each in run.behaviors:
+        controls = [name for name in _CONTROLS if name not in each.result.controls]
+        parts = [name for name, part in each.evidence().items() if part is None]
+        missing[each.result.behavior] = ", ".join([*parts, *controls]).replace("_", " ") or "nothing"
+    whole = {"off target": run.off_target, "layer search": run.search}
+    missing["of the run"] = ", ".join(name for name, part in whole.items() if part is None) or "nothing"
+    harvested = Table(run.affine_map.report.harvested(), "Text that the map was fitted on")
+    return Section("What was left out", [harvested, Table(missing, "Not measured")])
+
+
+def _reproduction(run: TransferRun) -> Section:
+    blocks: list[Block] = [Code(call_of(run.arguments))]
+    if "command" in run.arguments:
+        blocks.append(Note("What the command does not say, the seed included, is at this version's default."))
+    blocks += [
+        Table(versions(), "Versions"),
+        Table(model_rows([*run.affine_map.sources, run.affine_map.target]), "Models"),
+        Table(run.digests(), "Data"),
+    ]
+    return Section("How to reproduce this", blocks)
+
+
+def _shown(part: Any, caption: str = "") -> Iterator[Block]:
+    """A part of the evidence, if it is there: its figure, if it has one, and its table."""
+    if part is None:
+        return
+    if hasattr(part, "figure"):
+        yield Figure(part.figure())
+    yield Table(part.rows() if hasattr(part, "rows") else part.table(), caption)
