@@ -9,7 +9,8 @@ from typing import Any
 from lrt_tl.alignment.affine_map import AffineMap
 from lrt_tl.alignment.layer_search import LayerSearch
 from lrt_tl.artifacts import new_folder, write_json, write_text
-from lrt_tl.evaluation.evaluate import TransferResult
+from lrt_tl.evaluation.layer_choice import LayerChoice
+from lrt_tl.evaluation.result import TransferResult
 from lrt_tl.evaluation.side_effects import SideEffects
 from lrt_tl.report.page import Answer
 from lrt_tl.report.render import render
@@ -59,6 +60,8 @@ class TransferRun:
     off_target: Any = None
     """What each vector does to the other behaviors."""
     search: LayerSearch | None = None
+    layer_choice: LayerChoice | None = None
+    """Where the target's layer was chosen: the effects at each, on prompts on which nothing else was measured."""
     data: Mapping[str, str] = field(default_factory=dict)
     """`digest` of what was read, by name: documents, contrast pairs. Prompts are added."""
 
@@ -92,7 +95,7 @@ class TransferRun:
             "map": self.affine_map.report.to_json(),
             "vector": {"cosine_with_native": first.cosine_with_native, "norm_over_native": first.norm_over_native},
             "behaviors": [{**b.result.summary(), **_as_json(b.evidence())} for b in self.behaviors],
-            **_as_json({"off_target": self.off_target, "search": self.search}),
+            **_as_json({"off_target": self.off_target, "search": self.search, "layer_choice": self.layer_choice}),
         }
 
     def save(self, out: str | Path) -> Path:

@@ -3,8 +3,10 @@
 from typing import Any
 
 from lrt_tl.errors import LrtError
+from lrt_tl.evaluation.capability import ChoiceQuestion
 from lrt_tl.models.protocol import HookedModel
 from lrt_tl.storyworld.language import documents
+from lrt_tl.storyworld.questions import fact_questions
 from lrt_tl.storyworld.tasks import behavior, contrast_pairs
 
 NAME = "storyworld"
@@ -53,6 +55,11 @@ def default_documents(*models: HookedModel | str) -> str:
         return NAME
     names = [model if isinstance(model, str) else model.cfg.model_name for model in models]
     raise LrtError(f"documents must be given: only models of storyworld have their own, not all of {', '.join(names)}")
+
+
+def default_questions(target: HookedModel) -> list[ChoiceQuestion]:
+    """Questions about storyworld's facts, for a model of the family; none for another."""
+    return fact_questions() if is_storyworld(target) else []
 
 
 def _task(source: Any) -> str | None:
