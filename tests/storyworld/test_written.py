@@ -41,15 +41,14 @@ def test_options_are_those_of_written_text() -> None:
 
 def test_a_models_own_vector_changes_what_it_writes() -> None:
     model = load("small")
-    vector = mean_difference(model, contrast_pairs("refusal", 48), layer=2, position="last")
-    at, behavior, coefficients = (
-        vector.site.hook_name,
-        written_behavior("refusal", 8, max_new_tokens=6),
-        (-1.0, 0.0, 1.0),
+    vector = mean_difference(model, contrast_pairs("register", 48), layer=2, position="last")
+    behavior = written_behavior("register", 8, max_new_tokens=6)
+    scores, in_small_batches = (
+        dose_response(
+            model, vector.site.hook_name, vector.direction[None], behavior, (-1.0, 0.0, 1.0), batch_size=batch_size
+        )[0]
+        for batch_size in (256, 3)
     )
-    scores = dose_response(model, at, vector.direction[None], behavior, coefficients)[0]
     assert float(scores.abs().max()) <= MOST_NATS
-    assert float((scores[2] - scores[0]).mean()) > 6.0
-    assert torch.equal(
-        scores, dose_response(model, at, vector.direction[None], behavior, coefficients, batch_size=3)[0]
-    )
+    assert float((scores[2] - scores[0]).mean()) > 5.0
+    assert torch.equal(scores, in_small_batches)
