@@ -79,6 +79,7 @@ class EndpointJudge:
             with _OPENER.open(request, timeout=self.timeout) as response:
                 answer: bytes = response.read(_LONGEST_ANSWER + 1)
         except HTTPError as error:
+            error.close()
             hint = _HINTS.get(error.code, "see the server's log")
             if error.code in _PASSING:
                 raise _Passing(f"the judge answered with HTTP status {error.code}: {hint}") from error

@@ -10,6 +10,8 @@ from lrt_tl.storyworld.judge import score
 from lrt_tl.storyworld.tasks import find_task, neutral_prompts
 
 MOST_NATS = math.log(1e3)
+_IMPOSSIBLE = 1e-12
+"""A posterior of 0 is one only up to rounding."""
 
 
 def written_behavior(
@@ -38,7 +40,5 @@ def posterior_log_odds(task: str, prompts: Sequence[str], texts: Sequence[str]) 
 
 
 def _log_odds(one: float, other: float) -> float:
-    if one == other:
-        return 0.0  # also where neither is possible
-    nats = math.log(one / other) if one and other else math.copysign(math.inf, one - other)
+    nats = math.log(max(one, _IMPOSSIBLE) / max(other, _IMPOSSIBLE))  # 0 where both are
     return max(-MOST_NATS, min(MOST_NATS, nats))

@@ -80,6 +80,15 @@ def test_a_scorer_that_fails_is_named(bridges: tuple[Any, Any]) -> None:
     assert not any(point.fwd_hooks for point in bridges[1].hook_dict.values())
 
 
+def test_a_scorer_that_raises_is_named(bridges: tuple[Any, Any]) -> None:
+    def fail(logits: Tensor) -> Tensor:
+        raise KeyError("nowhere")
+
+    with pytest.raises(LrtError, match="the scorer of 'mood' failed: 'nowhere'") as raised:
+        dose_response(bridges[1], HOOK, directions(), Behavior("mood", PROMPTS, fail), COEFFICIENTS)
+    assert isinstance(raised.value.__cause__, KeyError)
+
+
 def test_a_prompt_that_is_too_long_is_refused(bridges: tuple[Any, Any]) -> None:
     behavior = Behavior("mood", ("word1", " ".join(["word1"] * 64)), BEHAVIOR.score)
     with pytest.raises(LrtError, match=r"'mood' is longer than large reads \(64\)"):

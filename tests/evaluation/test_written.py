@@ -91,13 +91,19 @@ def test_arms_share_their_random_numbers_and_the_callers_are_left_alone(bridges:
     assert same[0] != write(bridges[1], other_seed)[0]
 
 
-def test_the_end_of_sequence_ends_a_text(bridges: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    how = WrittenText(how_long, max_new_tokens=6, temperature=0.0)
-    plain = write(bridges[1], how)[0][0][0]
-    second = plain.split()[1]
-    monkeypatch.setattr(bridges[1].tokenizer, "eos_token", second)
-    assert second in plain.split()
-    assert write(bridges[1], how)[0][0][0].split() == plain.split()[: plain.split().index(second)]
+def test_the_end_of_sequence_ends_a_text(bridges: tuple[Any, Any]) -> None:
+    model, how = bridges[1], WrittenText(how_long, max_new_tokens=6, temperature=0.0)
+    plain = [samples[0].split() for samples in write(model, how)[0]]
+    end = plain[0][2]
+    model.tokenizer.eos_token = end
+    try:
+        ended = [samples[0].split() for samples in write(model, how)[0]]
+    finally:
+        model.tokenizer.eos_token = "</s>"
+    for before, after in zip(plain, ended, strict=True):
+        length = before.index(end) if end in before else len(before)
+        assert after[:length] == before[:length]
+        assert set(after[length:]) <= {end}
 
 
 def test_the_score_is_the_mean_over_the_texts_of_a_prompt(bridges: tuple[Any, Any]) -> None:
@@ -132,7 +138,7 @@ def test_the_model_is_left_as_it_was(bridges: tuple[Any, Any]) -> None:
     [
         (lambda texts: [float("nan")] * len(texts), "gave NaN or infinity"),
         (lambda texts: [float("inf")] * len(texts), "gave NaN or infinity"),
-        (lambda texts: [1.0], r"gave 1 scores for \d+ texts: one number each"),
+        (lambda texts: [1.0] * (len(texts) + 1), r"gave \d+ scores for \d+ texts: one number each"),
         (lambda texts: None, "failed: 'NoneType' object is not iterable"),
         (lambda texts: ["good"] * len(texts), "failed: could not convert string to float: 'good'"),
         (lambda texts: texts[99], "failed: list index out of range"),
