@@ -33,8 +33,12 @@ from .evaluation.choices import position_bias as position_bias
 from .evaluation.evaluate import TransferResult as TransferResult
 from .evaluation.evaluate import evaluate_transfer as evaluate_transfer
 from .evaluation.figures import effect_figure as effect_figure
+from .evaluation.harness import HarnessResult as HarnessResult
+from .evaluation.harness import lm_eval_tasks as lm_eval_tasks
 from .evaluation.off_target import OffTarget as OffTarget
 from .evaluation.off_target import off_target as off_target
+from .evaluation.pareto import Pareto as Pareto
+from .evaluation.pareto import pareto as pareto
 from .evaluation.published import published_agreement as published_agreement
 from .evaluation.samples import sample_texts as sample_texts
 from .evaluation.side_effects import SideEffects as SideEffects
