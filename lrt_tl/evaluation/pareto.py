@@ -144,7 +144,12 @@ class Pareto:
             )
         figure.update_layout(
             title=html.escape(self.behavior),
-            xaxis={"title": "cost: KL to the plain model on neutral text (nats a token)", "type": "log"},
+            xaxis={
+                "title": "cost: KL to the plain model on neutral text (nats a token)",
+                "type": "log",
+                "dtick": "D2",
+                "exponentformat": "power",
+            },
             yaxis_title="effect: mean change of the score",
             template="plotly_white",
             paper_bgcolor="rgba(0,0,0,0)",
@@ -188,13 +193,16 @@ def pareto(
 
     Raises:
         MismatchError: a vector is not one of the target's, or they are not at one hook point.
-        LrtError: a coefficient that is not on the grid, no neutral text, or a model that is being steered.
+        LrtError: a coefficient that is not on the grid, a grid without 0, no neutral text, or a model that is being
+            steered.
     """
     require_at_rest(target)
     for vector in (native, transferred):
         vector.check_model(target)
     if transferred.site.hook_name != native.site.hook_name:
         raise MismatchError(f"the native vector is at {native.site}, the transferred one at {transferred.site}")
+    if 0 not in result.coefficients:
+        raise LrtError(f"the result's coefficients {list(result.coefficients)} lack 0, from which effects are counted")
     grid = sorted(value for value in result.coefficients if value)
     upward = [value for value in grid if value > 0]
     if coefficient is not None and coefficient not in upward:
@@ -227,8 +235,8 @@ def _kl_of_texts(
     found = [
         kl_of_steering(target, hook_name, deltas, tokens[[place]], mask[[place]], content[[place]]) for place in kept
     ]
-    kls = torch.stack(found, dim=-1).clamp(min=_LEAST_KL).unflatten(0, (len(directions), -1))
-    return kls, content[kept].sum(1).double()
+    kls = torch.stack(found, dim=-1).clamp(min=_LEAST_KL)
+    return kls.reshape(len(directions), len(coefficients), -1), content[kept].sum(1).double()
 
 
 def _doses(
@@ -283,7 +291,7 @@ def _cost_ratio(
         return CostRatio(reason="with one prompt or one neutral text only, no interval can be given")
     effect, estimate = _compare(effects.mean(-1).tolist(), (kls @ (sizes / sizes.sum())).tolist(), at)
     resampled = (some.tolist() for some in _resampled(effects, kls, sizes, seed))
-    found = [_compare(*arms, at) for arms in zip(*resampled, strict=True)]
+    found = [_compare(one, other, at) for one, other in zip(*resampled, strict=True)]
     if sum(ratio == 0 for _, ratio in found) >= LEVEL / 2 * len(found):
         return CostRatio(reason="the native effect is not above zero beyond its prompts' scatter")
     if estimate == _NEVER:

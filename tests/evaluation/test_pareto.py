@@ -166,6 +166,9 @@ def test_bad_input_is_refused(bridges: Any, vectors: Any, result: TransferResult
     native, transferred = vectors
     with pytest.raises(LrtError, match=r"coefficient=0.3 must be a positive one of the result's: \[0.2, -0.2, 0.0"):
         pareto(bridges[1], result, native, transferred, TEXTS, coefficient=0.3)
+    without = replace(result, coefficients=(0.2, -0.2, 0.1, 0.4, -0.4))
+    with pytest.raises(LrtError, match="lack 0, from which effects are counted"):
+        pareto(bridges[1], without, native, transferred, TEXTS)
     with pytest.raises(LrtError, match="neutral text"):
         pareto(bridges[1], result, native, transferred, [])
     elsewhere = SteeringVector(DIRECTIONS[1], site_of(bridges[1], layer=1))
