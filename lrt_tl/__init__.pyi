@@ -47,6 +47,12 @@ from .evaluation.off_target import off_target as off_target
 from .evaluation.prompted import Prompted as Prompted
 from .evaluation.published import DecoderAgreement as DecoderAgreement
 from .evaluation.published import decoder_agreement as decoder_agreement
+from .evaluation.harness import HarnessResult as HarnessResult
+from .evaluation.harness import lm_eval_tasks as lm_eval_tasks
+from .evaluation.off_target import OffTarget as OffTarget
+from .evaluation.off_target import off_target as off_target
+from .evaluation.pareto import Pareto as Pareto
+from .evaluation.pareto import pareto as pareto
 from .evaluation.published import published_agreement as published_agreement
 from .evaluation.recovery import Recovery as Recovery
 from .evaluation.result import TransferResult as TransferResult

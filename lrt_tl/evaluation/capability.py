@@ -165,7 +165,7 @@ class Capability:
                 )
             )
         figure.add_vline(x=self.chance, line={"dash": "dot", "color": "#7f7f7f"}, annotation_text="chance")
-        figure.update_xaxes(title="share of questions answered right", tickformat=".0%")
+        figure.update_xaxes(title="share of questions answered right", tickformat=".0%", range=[0, 1.02])
         figure.update_yaxes(autorange="reversed")
         figure.update_layout(template="plotly_white", paper_bgcolor="rgba(0,0,0,0)", height=180 + 44 * len(self.acc))
         return figure

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 
+_MOST_SHARE = 2.0
+"""The share at which colors end."""
+
+
 @dataclass(frozen=True)
 class OffTargetSlope:
     """How much a behavior's score rises with the coefficient of a vector, mean over prompts.
@@ -106,10 +110,6 @@ class OffTarget:
         )
         for column, matrix in enumerate(self.arms.values(), start=1):
             figure.add_trace(_heat_map(matrix), row=1, col=column)
-        shares = [
-            abs(one.share or 0.0) for matrix in self.arms.values() for row in matrix.values() for one in row.values()
-        ]
-        most = max([1.0, *shares])
         figure.update_xaxes(title="measured", side="bottom")
         figure.update_yaxes(autorange="reversed")
         figure.update_yaxes(title="steered", col=1)
@@ -117,8 +117,8 @@ class OffTarget:
             coloraxis={
                 "colorscale": "RdBu",
                 "reversescale": True,
-                "cmin": -most,
-                "cmax": most,
+                "cmin": -_MOST_SHARE,
+                "cmax": _MOST_SHARE,
                 "colorbar": {"title": "share of the<br>behavior's own<br>native slope"},
             },
             template="plotly_white",
