@@ -34,7 +34,7 @@ class TransferResult:
     native: Float[Tensor, "coefficient prompt"]
     """Scores."""
     transferred: Float[Tensor, "coefficient prompt"]
-    controls: Mapping[str, Float[Tensor, "draw coefficient prompt"]]
+    controls: Mapping[str, Float[Tensor, "_draw coefficient prompt"]]
     source_native: Float[Tensor, "coefficient prompt"] | None
     """The source's own vector in the source, in units of its own norm."""
     recovery: Recovery
@@ -44,7 +44,7 @@ class TransferResult:
     cosine_with_native: float
     norm_over_native: float
     """Of the transferred vector as the map gave it, before it was scaled."""
-    baselines: Mapping[str, Float[Tensor, "draw coefficient prompt"]] = field(default_factory=dict)
+    baselines: Mapping[str, Float[Tensor, "_draw coefficient prompt"]] = field(default_factory=dict)
     """Scores of vectors that are no nulls, but have to be beaten."""
     over_baseline: Mapping[str, Recovery] = field(default_factory=dict)
     """The transferred vector's share of the native effect that each baseline leaves."""
@@ -75,7 +75,7 @@ class TransferResult:
         return slopes(self._draws[name], self.coefficients).mean(-1)
 
     @property
-    def _draws(self) -> Mapping[str, Float[Tensor, "draw coefficient prompt"]]:
+    def _draws(self) -> Mapping[str, Float[Tensor, "_draw coefficient prompt"]]:
         return {**self.controls, **self.baselines}
 
     def _scores(self, arm: str) -> Float[Tensor, "coefficient prompt"]:

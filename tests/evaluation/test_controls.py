@@ -9,7 +9,12 @@ from torch import Tensor
 from lrt_tl.alignment.activations import fit_activations
 from lrt_tl.alignment.affine_map import AffineMap
 from lrt_tl.errors import LrtError
-from lrt_tl.evaluation.controls import named_controls, random_directions, shuffled_map_directions
+from lrt_tl.evaluation.controls import (
+    named_controls,
+    random_directions,
+    random_map_directions,
+    shuffled_map_directions,
+)
 from lrt_tl.models.identity import Site
 from lrt_tl.steering.vector import SteeringVector
 
@@ -71,10 +76,31 @@ def test_random_directions_are_uniform() -> None:
     torch.testing.assert_close(fourth, torch.full((5,), 3 / 35), rtol=0.05, atol=0)
 
 
+def test_random_maps_of_equal_singular_values_carry_a_vector_anywhere(affine_map: AffineMap) -> None:
+    """U′ S V′ᵀ v with orthogonal matrices drawn from the Haar measure, and v not spread over the singular values."""
+    values = torch.diag(torch.linalg.svdvals(affine_map.weight))
+    assert float(values[0, 0] / values[-1, -1]) > 3
+
+    def haar(n: int) -> Tensor:
+        q, r = torch.linalg.qr(torch.randn(4000, n, n, generator=generator))
+        return q * r.diagonal(dim1=1, dim2=2).sign()[:, None]
+
+    generator = torch.Generator().manual_seed(0)
+    vector = torch.tensor([1.0, *[0.0] * (D_SOURCE - 1)])
+    carried = haar(D_TARGET) @ values @ haar(D_SOURCE)[:, :, :D_TARGET].mT @ vector
+    actual = torch.nn.functional.normalize(carried, dim=1)
+    drawn = random_map_directions(affine_map, 4000)
+    for moment in (second_moment(actual), second_moment(drawn)):
+        torch.testing.assert_close(moment, torch.eye(D_TARGET) / D_TARGET, rtol=0, atol=0.015)
+    torch.testing.assert_close(actual.pow(4).mean(0), drawn.pow(4).mean(0), rtol=0.2, atol=0)
+    assert drawn.mean(0).norm() < 4 / 4000**0.5
+
+
 def test_draws_are_seeded(affine_map: AffineMap) -> None:
     for draw in (
         lambda n, seed: random_directions(n, 5, seed=seed),
         lambda n, seed: shuffled_map_directions(affine_map, n, seed=seed),
+        lambda n, seed: random_map_directions(affine_map, n, seed=seed),
     ):
         assert torch.equal(draw(4, 0), draw(4, 0))
         assert not torch.isclose(draw(4, 0), draw(4, 1)).any()

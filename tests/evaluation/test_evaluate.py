@@ -14,7 +14,7 @@ from lrt_tl.errors import LrtError, MismatchError
 from lrt_tl.evaluation.behavior import AnswerTokens, Behavior
 from lrt_tl.evaluation.evaluate import TransferResult, evaluate_transfer
 from lrt_tl.models.identity import site_of
-from lrt_tl.steering.extraction import mean_difference
+from lrt_tl.steering.extraction import mean_activation, mean_difference
 from lrt_tl.steering.vector import SteeringVector
 from tests.checkpoints import PAIRS, PROMPTS
 
@@ -131,6 +131,9 @@ def test_the_summary_is_whole_and_is_json(
         affine_map=affine_map,
         controls=extra,
         source=(bridges[0], own),
+        neutral=["word5 word6 word7", "word8 word9"],
+        examples=("word1 word1", "word3 word3"),
+        baselines={"random_weights": torch.ones(2, 24)},
         coefficients=COEFFICIENTS,
     )
     summary = json.loads(json.dumps(result.summary(), allow_nan=False))
@@ -140,12 +143,143 @@ def test_the_summary_is_whole_and_is_json(
         assert summary[null]["mean"] == pytest.approx(float(draws.mean()))
         above = sum(float(draw) >= summary["transferred_slope"] for draw in draws)
         assert summary[null]["rank_of_transferred"] == 1 + above
-    draws = {"random", "shuffled_map", "random_map", "padded", "mean_state"}
+    draws = {"random", "shuffled_map", "random_map", "mean_activation", "padded", "mean_state", "random_weights"}
     assert set(summary["curves"]) == {"native", "transferred", "source_native"} | draws
     assert summary["coefficients"] == list(COEFFICIENTS)
     assert summary["cosine_with_native"] == pytest.approx(
         float(torch.cosine_similarity(native.direction, transferred.direction, dim=0))
     )
+
+    assert set(summary) == {
+        *("name", "prompts", "coefficients", "curves", "arms", "recovery", "recovery_matched_kl", "strength"),
+        *("source_native_slope", "native_slope", "transferred_slope", "prompted", "baselines", "missing"),
+        *(f"{name}_slope" for name in draws - {"random_weights"}),
+        *("anti_steerable", "agreement", "cosine_with_native", "norm_over_native"),
+    }
+    assert list(summary["missing"]) == ["unrelated"]
+    assert summary["arms"]["transferred"]["slope"] == pytest.approx(summary["transferred_slope"])
+    assert summary["baselines"]["random_weights"]["n"] == 2
+    assert [row["coefficient"] for row in summary["agreement"]] == list(COEFFICIENTS)
+    with pytest.raises(
+        LrtError, match="no arm 'nothing' was measured, only native, transferred, source_native, random"
+    ):
+        result.curve("nothing")
+
+
+def test_what_was_not_measured_is_named(bridges: tuple[Any, Any]) -> None:
+    native = _towards(bridges[1])
+    result = evaluate_transfer(bridges[1], native, BEHAVIOR, native=native, coefficients=COEFFICIENTS, n_draws=1)
+    assert set(result.missing) == {
+        *("shuffled_map", "random_map", "mean_activation", "padded", "unrelated"),
+        *("source_native", "baselines", "prompted"),
+    }
+    assert result.missing["random_map"] == "no map was given (affine_map=)"
+    assert result.summary()["missing"] == result.missing
+    assert result.table()["not measured: source native"] == "no source was given (source=)"
+    assert "no examples were given" in result.missing["prompted"]
+    with pytest.raises(LrtError, match="no arm 'source_native' was measured"):
+        result.slope("source_native")
+
+
+def test_controls_of_the_default_set_by_hand(
+    bridges: tuple[Any, Any], vectors: tuple[SteeringVector, ...], affine_map: AffineMap
+) -> None:
+    """What a given control replaces, and what stands in the default set where none is given."""
+    own, transferred, native = vectors
+    neutral = ["word5 word6 word7", "word8 word9"]
+    mean = mean_activation(bridges[1], neutral, layer=2).direction
+    padded = torch.cat([own.direction, torch.zeros(8)])
+    default, given = (
+        evaluate_transfer(
+            bridges[1],
+            transferred,
+            BEHAVIOR,
+            native=native,
+            affine_map=affine_map,
+            source=(bridges[0], own),
+            neutral=neutral,
+            controls=controls,
+            coefficients=(-0.5, 0.5, 1.0, -1.0),
+            n_draws=2,
+        )
+        for controls in ({}, {"mean_activation": -mean[None], "unrelated": torch.ones(3, 24)})
+    )
+    assert default.coefficients == (-1.0, -0.5, 0.0, 0.5, 1.0)  # with 0, and in order
+    for result, name, direction in (
+        (default, "mean_activation", mean),
+        (default, "padded", padded),
+        (given, "mean_activation", -mean),
+        (given, "unrelated", torch.ones(24)),
+    ):
+        equal = 0.5 * native.norm / direction.norm() * direction
+        by_hand = [steered_score(bridges[1], native.site.hook_name, equal, prompt) for prompt in PROMPTS]
+        torch.testing.assert_close(result.controls[name][0, 3], torch.tensor(by_hand).double(), rtol=0, atol=1e-4)
+    assert ("unrelated" in default.missing, "unrelated" in given.missing) == (True, False)
+
+
+def test_the_share_over_a_baseline(bridges: tuple[Any, Any]) -> None:
+    """Baselines in the plane of the native vector, whose slopes are nearly shares of its own, since steps are small."""
+    native = _towards(bridges[1])
+    shift = torch.randn(24, generator=torch.Generator().manual_seed(3))
+    aside = shift - (shift @ native.direction) * native.direction
+    aside = aside / aside.norm()
+
+    def turned(cosine: float) -> torch.Tensor:
+        return cosine * native.direction + (1 - cosine**2) ** 0.5 * aside
+
+    result = evaluate_transfer(
+        bridges[1],
+        SteeringVector(turned(0.8), native.site),
+        BEHAVIOR,
+        native=native,
+        baselines={"weak": turned(0.2)[None], "equal": native.direction[None], "several": torch.stack([aside, -aside])},
+        coefficients=(-1e-2, 0.0, 1e-2),
+        n_draws=200,
+    )
+    own, carried, weak = (result.slope(name) for name in ("native", "transferred", "weak"))
+    over = result.over_baseline["weak"]
+    assert over.estimate == pytest.approx((carried - weak) / (own - weak))
+    random = float(result.control_slopes("random").mean())
+    assert result.baseline_recovery["weak"].estimate == pytest.approx((weak - random) / (own - random))
+    assert result.baseline_recovery["equal"].estimate == pytest.approx(1)
+    assert "leaves nothing of the native one" in str(result.over_baseline["equal"])
+    assert result.over_baseline["several"].estimate == pytest.approx(carried / own, abs=0.02)
+    assert "the baseline's own recovery is" in result.table()["recovery over weak (baseline)"]
+
+
+def test_over_a_baseline_nothing_is_said_where_there_is_no_recovery(bridges: tuple[Any, Any]) -> None:
+    native = _towards(bridges[1])
+    result = evaluate_transfer(
+        bridges[1],
+        native,
+        BEHAVIOR,
+        native=-native,
+        baselines={"random_weights": torch.ones(1, 24)},
+        coefficients=COEFFICIENTS,
+        n_draws=19,
+    )
+    assert result.over_baseline["random_weights"] == result.recovery
+    assert result.strength.coefficient is None
+
+
+def test_one_prompt_has_no_interval_and_says_so(bridges: tuple[Any, Any]) -> None:
+    native = _towards(bridges[1])
+    for n, reason in ((1, "cannot be split in two"), (2, "no interval can be given")):
+        behavior = Behavior("few", PROMPTS[:n], BEHAVIOR.score)
+        result = evaluate_transfer(
+            bridges[1],
+            native,
+            behavior,
+            native=native,
+            coefficients=COEFFICIENTS,
+            n_draws=19,
+            examples=("word1", "word3"),
+        )
+        summary = json.loads(json.dumps(result.summary(), allow_nan=False))
+        assert reason in summary["strength"]["reason"]
+        assert summary["agreement"] is None
+        assert (summary["prompted"]["effect"]["low"] is None) == (n == 1)
+        assert (result.recovery.estimate is None) == (n == 1)
 
 
 def test_the_result_is_shown_with_its_name_escaped(result_of_hostile_name: TransferResult) -> None:
@@ -178,6 +312,14 @@ def test_vectors_that_are_not_the_targets_are_refused(
         evaluate_transfer(bridges[1], transferred, BEHAVIOR, native=elsewhere)
     with pytest.raises(LrtError, match=r"control 'flat' must be directions \[draw, 24\]"):
         evaluate_transfer(bridges[1], transferred, BEHAVIOR, native=native, controls={"flat": torch.zeros(3, 24)})
+    one = torch.ones(1, 24)
+    for clash in ({"controls": {"native": one}}, {"controls": {"x": one}, "baselines": {"x": one}}):
+        with pytest.raises(LrtError, match="that is another arm of the measurement"):
+            evaluate_transfer(bridges[1], transferred, BEHAVIOR, native=native, **clash)
+    with pytest.raises(LrtError, match="n_draws=0"):
+        evaluate_transfer(bridges[1], transferred, BEHAVIOR, native=native, n_draws=0)
+    with pytest.raises(MismatchError, match="24 dimensions, small has 16"):
+        evaluate_transfer(bridges[1], transferred, BEHAVIOR, native=native, source=(bridges[0], native))
 
 
 def _towards(model: Any) -> SteeringVector:

@@ -10,9 +10,11 @@ import torch
 from lrt_tl.errors import LrtError
 from lrt_tl.evaluation.agreement import correlation
 from lrt_tl.evaluation.evaluate import TransferResult, evaluate_transfer
-from lrt_tl.evaluation.published import decoder_fit, decoder_null, published_agreement
+from lrt_tl.evaluation.published import decoder_agreement, decoder_fit, decoder_null, published_agreement
 from lrt_tl.models.identity import site_of
 from lrt_tl.steering.vector import SteeringVector
+from lrt_tl.storyworld import load_autoencoder
+from tests.unchecked import without_type_checks
 
 
 @pytest.fixture(scope="module")
@@ -82,8 +84,42 @@ def test_a_fit_of_decoders_against_numpy() -> None:
     assert math.isclose(decoder_fit(source, source)[1], 1, abs_tol=1e-9)
 
 
+def test_permuted_rows_against_fits_of_permuted_rows() -> None:
+    generator = torch.Generator().manual_seed(2)
+    source = torch.randn(300, 12, generator=generator)
+    target = source @ torch.randn(12, 9, generator=generator) + torch.randn(300, 9, generator=generator)
+    found = decoder_agreement(source, target, n_permutations=50, seed=4)
+    assert (found.residual, found.r2) == pytest.approx(decoder_fit(source, target))
+    order = torch.Generator().manual_seed(4)
+    permuted = [decoder_fit(source, target[torch.randperm(300, generator=order)]) for _ in range(50)]
+    assert found.residual_permuted == pytest.approx(np.mean([residual for residual, _ in permuted]))
+    assert found.r2_permuted == pytest.approx(np.mean([r2 for _, r2 in permuted]))
+    assert found.r2_permuted_high == pytest.approx(max(r2 for _, r2 in permuted))
+    assert (found.residual_unrelated, found.r2_unrelated) == decoder_null(300, 12)
+    assert found.r2 > 0.5 > 10 * found.r2_permuted_high - 1
+    assert "with permuted rows" in found._repr_html_()
+
+
+@pytest.mark.parametrize(("source", "target"), [("small", "large"), ("large", "small")])
+def test_autoencoders_of_two_models_without_shared_latents(source: str, target: str) -> None:
+    """Their rows are two unrelated lists, so that the fit is that of permuted rows, as measured (R² 0.128 and 0.127;
+    the other way 0.383 and 0.377); and that is near what the shapes alone give, 64/512 and 192/512."""
+    decoders = [load_autoencoder(name).W_dec for name in (source, target)]
+    n_rows = min(map(len, decoders))
+    found = decoder_agreement(*(rows[:n_rows] for rows in decoders))
+    assert n_rows == 512
+    assert found.r2 == pytest.approx(found.r2_permuted, abs=0.01)
+    assert found.residual == pytest.approx(found.residual_permuted, rel=0.01)
+    assert found.r2_permuted == pytest.approx(found.r2_unrelated, abs=0.005)
+    assert found.residual_permuted == pytest.approx(found.residual_unrelated, rel=0.005)
+
+
 def test_what_has_no_null_is_refused(result: TransferResult) -> None:
     with pytest.raises(LrtError, match="more rows than dimensions"):
         decoder_null(100, 100)
     with pytest.raises(LrtError, match="none may be zero"):
         decoder_fit(torch.zeros(20, 3), torch.ones(20, 3))
+    with pytest.raises(LrtError, match="20 decoder rows on 19"), without_type_checks():
+        decoder_fit(torch.ones(20, 3), torch.ones(19, 3))
+    with pytest.raises(LrtError, match="n_permutations=0"):
+        decoder_agreement(torch.ones(20, 3), torch.ones(20, 3), n_permutations=0)

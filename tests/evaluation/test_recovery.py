@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lrt_tl.evaluation.recovery import Recovery, rank, recovery
+from lrt_tl.evaluation.recovery import Effect, Recovery, mean_effect, rank, recovery, recovery_over_baseline
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -107,3 +107,69 @@ def test_the_interval_covers_the_truth() -> None:
         assert found.high is not None
         covered += found.low <= 0.6 <= found.high
     assert 0.88 <= covered / 400 <= 0.99
+
+
+@pytest.mark.parametrize("n_draws", [1, 4])
+def test_over_a_baseline_it_is_the_share_of_what_that_leaves(n_draws: int) -> None:
+    native, transferred = 2 + 0.1 * normal(10), 1.5 + 0.1 * normal(10, seed=1)
+    baseline = 1 + 0.1 * normal(n_draws, 10, seed=2)
+    found = recovery_over_baseline(native, transferred, baseline)
+    left = baseline.mean()
+    assert found.estimate == pytest.approx(float((transferred.mean() - left) / (native.mean() - left)))
+    assert found.low is not None
+    assert found.high is not None
+    assert found.low < found.estimate < found.high
+    same = recovery_over_baseline(native, native, baseline)
+    assert (same.estimate, same.low, same.high) == (1, 1, 1)
+    nothing = recovery_over_baseline(native, baseline.mean(0), baseline.mean(0)[None])
+    assert (nothing.estimate, nothing.low, nothing.high) == pytest.approx((0, 0, 0), abs=1e-12)
+
+
+def test_a_baseline_that_does_as_much_leaves_nothing() -> None:
+    native = 2 + normal(20)
+    for baseline in (native, native + 1, native + 0.1 * normal(20, seed=1)):
+        found = recovery_over_baseline(native, native, baseline[None])
+        assert found.estimate is None
+        assert "leaves nothing of the native one, " in str(found)
+    assert recovery_over_baseline(native[:1], native[:1], native[None, :1] - 1).reason is not None
+
+
+def test_a_baseline_as_good_as_the_native_vector_rarely_leaves_something() -> None:
+    """The gate is one-sided at 2.5 %: prompts differ, the two vectors do not but for noise."""
+    passed = 0
+    for trial in range(400):
+        prompts = 3 + normal(N_PROMPTS, seed=10 * trial)
+        native, baseline = (prompts + 0.5 * normal(N_PROMPTS, seed=10 * trial + extra) for extra in (1, 2))
+        passed += recovery_over_baseline(native, native, baseline[None], n_bootstrap=300).estimate is not None
+    assert passed / 400 <= 0.06
+
+
+def test_the_interval_over_a_baseline_covers_the_truth() -> None:
+    """Native 5, transferred 4, baseline 2, of the population of prompts: 2/3 of what is left."""
+    covered = 0
+    for trial in range(400):
+        effect = normal(N_PROMPTS, seed=10 * trial)
+        native, transferred, baseline = (
+            mean + effect + 0.5 * normal(N_PROMPTS, seed=10 * trial + mean) for mean in (5, 4, 2)
+        )
+        found = recovery_over_baseline(native, transferred, baseline[None], n_bootstrap=300)
+        assert found.low is not None
+        assert found.high is not None
+        covered += found.low <= 2 / 3 <= found.high
+    assert 0.88 <= covered / 400 <= 0.99
+
+
+def test_a_mean_and_its_interval() -> None:
+    """Against the normal interval, which it nears."""
+    values = 3 + normal(400)
+    found = mean_effect(values)
+    assert found.low is not None
+    assert found.high is not None
+    error = float(values.std()) / 20
+    assert found.estimate == pytest.approx(float(values.mean()))
+    assert (found.low, found.high) == pytest.approx(
+        (found.estimate - 1.96 * error, found.estimate + 1.96 * error), abs=0.01
+    )
+    assert mean_effect(torch.tensor([2.0])) == Effect(2.0, None, None)
+    assert str(mean_effect(torch.tensor([2.0]))) == "+2"
+    assert str(mean_effect(torch.tensor([2.0, 2.0]))) == "+2 [+2, +2]"
