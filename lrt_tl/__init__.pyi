@@ -28,6 +28,8 @@ from .evaluation.choices import multiple_choice as multiple_choice
 from .evaluation.choices import position_bias as position_bias
 from .evaluation.curve import Curve as Curve
 from .evaluation.curve import effect_curve as effect_curve
+from .evaluation.decide import Decision as Decision
+from .evaluation.decide import decide as decide
 from .evaluation.evaluate import evaluate_transfer as evaluate_transfer
 from .evaluation.figures import effect_figure as effect_figure
 from .evaluation.prompted import Prompted as Prompted
