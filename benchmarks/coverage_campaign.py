@@ -59,7 +59,10 @@ class Pool:
     transferred: Tensor
     """[prompt]"""
     gradient: Tensor
-    """[prompt d_model]: the slope for a vector v of the native one's length is gradient · v."""
+    """[prompt d_model]: the slope for a unit vector v, scaled to the native one's length, is gradient · v."""
+    linear: Tensor
+    """[2]: of the slopes of a few random vectors by that limit and by measured curves, the correlation, and the ratio
+    of the curves' spread to the limit's."""
 
     @property
     def truth(self) -> float:
@@ -86,23 +89,18 @@ def vectors(
     return target, found
 
 
-def measure(
-    target: Any, behavior: Behavior, native: lrt.SteeringVector, transferred: lrt.SteeringVector
-) -> tuple[Pool, dict[str, float]]:
-    """The pool of one behavior, and how far the linear limit is from measured curves."""
+def measure(target: Any, behavior: Behavior, native: lrt.SteeringVector, transferred: lrt.SteeringVector) -> Pool:
+    """The pool of one behavior."""
     hook_name = native.site.hook_name
     directions = torch.stack([native.direction, transferred.direction])
     own, carried = slopes(dose_response(target, hook_name, directions, behavior, COEFFICIENTS), COEFFICIENTS)
-    gradient = gradients(target, hook_name, behavior)
-    random = native.norm * random_directions(_CHECKED_DRAWS, directions.shape[1], seed=SEED)
+    gradient = native.norm * gradients(target, hook_name, behavior)
+    random = random_directions(_CHECKED_DRAWS, directions.shape[1], seed=SEED)
     some = Behavior(behavior.name, behavior.prompts[:_CHECKED_PROMPTS], behavior.score)
-    curves = slopes(dose_response(target, hook_name, random, some, COEFFICIENTS), COEFFICIENTS).flatten()
+    curves = slopes(dose_response(target, hook_name, native.norm * random, some, COEFFICIENTS), COEFFICIENTS).flatten()
     limit = (random.double() @ gradient[:_CHECKED_PROMPTS].T).flatten()
-    linear = {
-        "correlation": float(torch.corrcoef(torch.stack([limit, curves]))[0, 1]),
-        "spread": float(curves.std() / limit.std()),
-    }
-    return Pool(own, carried, gradient), linear
+    linear = torch.stack([torch.corrcoef(torch.stack([limit, curves]))[0, 1], curves.std() / limit.std()])
+    return Pool(own, carried, gradient, linear)
 
 
 def gradients(model: Any, hook_name: str, behavior: Behavior, batch_size: int = 128) -> Tensor:
@@ -125,7 +123,7 @@ def gradients(model: Any, hook_name: str, behavior: Behavior, batch_size: int = 
     return torch.cat(found)
 
 
-def simulate(pool: Pool, norm: float, n_prompts: int, n_simulations: int, *, seed: int) -> dict[str, Any]:
+def simulate(pool: Pool, n_prompts: int, n_simulations: int, *, seed: int) -> dict[str, Any]:
     """The measurement over and over, each time with other prompts and other random vectors."""
     generator = torch.Generator().manual_seed(seed)
     below = above = refused = 0
@@ -133,7 +131,7 @@ def simulate(pool: Pool, norm: float, n_prompts: int, n_simulations: int, *, see
     for _ in range(n_simulations):
         chosen = torch.randperm(len(pool.native), generator=generator)[:n_prompts]
         seeds = torch.randint(2**31, (2,), generator=generator).tolist()
-        draws = norm * random_directions(N_DRAWS, pool.gradient.shape[1], seed=seeds[0]).double()
+        draws = random_directions(N_DRAWS, pool.gradient.shape[1], seed=seeds[0]).double()
         found = recovery(pool.native[chosen], pool.transferred[chosen], draws @ pool.gradient[chosen].T, seed=seeds[1])
         if found.low is None or found.high is None:
             refused += 1
@@ -176,18 +174,15 @@ def main() -> None:
     parser.add_argument("--pool", type=int, default=N_POOL, help="prompts")
     given = parser.parse_args()
     started = time.perf_counter()
-    behaviors = {name: storyworld.behavior(name, given.pool, seed=SEED) for name in BEHAVIORS["small"]}
+    given.work.mkdir(parents=True, exist_ok=True)
     found: list[dict[str, Any]] = []
     for source, names in BEHAVIORS.items():
-        target, pairs = vectors(source, names)
-        for name, (native, transferred) in pairs.items():
-            pool, linear = kept(
-                given.work / f"{source}-{name}-{given.pool}", target, behaviors[name], native, transferred
-            )
+        for name, pool in pools(source, names, given.pool, given.work).items():
+            correlation, spread = pool.linear.tolist()
+            of = {"source": source, "behavior": name, "truth": pool.truth, "pool": len(pool.native)}
             for size in SIZES:
-                simulated = simulate(pool, native.norm, size, given.simulations, seed=size)
-                figures = {"source": source, "behavior": name, "truth": pool.truth, "pool": len(pool.native)}
-                found.append({**figures, **simulated, "linear": linear})
+                simulated = simulate(pool, size, given.simulations, seed=size)
+                found.append({**of, **simulated, "linear": {"correlation": correlation, "spread": spread}})
                 print(row(found[-1]), flush=True)
     print_columns("How often the 95 % interval holds the truth", map(row, found))
     result = {
@@ -202,17 +197,15 @@ def main() -> None:
     print(json.dumps(result))
 
 
-def kept(
-    folder: Path, target: Any, behavior: Behavior, native: lrt.SteeringVector, transferred: lrt.SteeringVector
-) -> tuple[Pool, dict[str, float]]:
-    """`measure`, or what it found before."""
-    tensors, linear = folder / "pool.safetensors", folder / "linear.json"
-    if not linear.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        pool, figures = measure(target, behavior, native, transferred)
-        save_file(vars(pool), tensors)
-        linear.write_text(json.dumps(figures), encoding="utf-8")
-    return Pool(**load_file(tensors)), json.loads(linear.read_text(encoding="utf-8"))
+def pools(source: str, names: Sequence[str], n_prompts: int, work: Path) -> dict[str, Pool]:
+    """By behavior; those in the folder are not measured again."""
+    files = {name: work / f"{source}-{name}-{n_prompts}.safetensors" for name in names}
+    missing = [name for name, file in files.items() if not file.is_file()]
+    target, found = vectors(source, missing) if missing else (None, {})
+    for name, (native, transferred) in found.items():
+        pool = measure(target, storyworld.behavior(name, n_prompts, seed=SEED), native, transferred)
+        save_file({key: tensor.contiguous() for key, tensor in vars(pool).items()}, files[name])
+    return {name: Pool(**load_file(file)) for name, file in files.items()}
 
 
 if __name__ == "__main__":

@@ -36,6 +36,8 @@ from .evaluation.curve import Curve as Curve
 from .evaluation.curve import effect_curve as effect_curve
 from .evaluation.endpoint import axbench_judge as axbench_judge
 from .evaluation.endpoint import endpoint_judge as endpoint_judge
+from .evaluation.decide import Decision as Decision
+from .evaluation.decide import decide as decide
 from .evaluation.evaluate import evaluate_transfer as evaluate_transfer
 from .evaluation.figures import effect_figure as effect_figure
 from .evaluation.judges import TextClassifier as TextClassifier
