@@ -16,7 +16,7 @@ OTHERS = ("#1f77b4", "#d55e00", "#009e73", "#cc79a7", "#bc9a3c", "#17becf", "#7f
 """For series without a color of their own (after Okabe and Ito 2008)."""
 SYMBOLS = ("circle", "diamond", "square", "triangle-up", "cross", "x", "star")
 NULLS = "nulls"
-"""The legend group of what should do nothing in particular."""
+"""The `meta` of traces that should do nothing in particular, by which a page shows and hides them."""
 
 
 def color_of(name: str, place: int = 0) -> str:
@@ -28,7 +28,7 @@ def layout(**more: Any) -> dict[str, Any]:
     """What all figures share, for `Figure.update_layout`: white paper; a page sets its own."""
     shared = {
         "template": "plotly_white",
-        "legend": {"orientation": "h", "y": -0.2, "yanchor": "top", "x": 0, "xanchor": "left"},
+        "legend": {"orientation": "h", "yref": "container", "y": 0, "yanchor": "bottom", "x": 0, "xanchor": "left"},
         "margin": {"l": 60, "r": 20, "t": 50, "b": 60},
     }
     return shared | more

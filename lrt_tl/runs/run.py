@@ -135,8 +135,8 @@ class TransferRun:
 
 
 def folder_name(behavior: str) -> str:
-    """A behavior's name as the name of a folder: letters, digits, `-` and `_` only."""
-    return re.sub(r"[^A-Za-z0-9_-]+", "-", behavior).strip("-") or "behavior"
+    """A behavior's name as the name of a folder: letters, digits, `-` and `_` only, and no more than 200 of them."""
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", behavior).strip("-")[:200] or "behavior"
 
 
 def _as_json(parts: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from lrt_tl.evaluation.recovery import Recovery, rank
 from lrt_tl.models.identity import describe_sites
 from lrt_tl.report.page import Block, Code, Figure, Note, Page, Section, Table, Texts
 from lrt_tl.report.style import NULLS
+from lrt_tl.report.text import shown_name
 from lrt_tl.runs.provenance import call_of, model_rows, versions
 from lrt_tl.runs.run import TransferRun
 
@@ -42,7 +43,7 @@ def recovery_rows(run: TransferRun) -> list[dict[str, str]]:
         result = behavior.result
         draws = result.control_slopes("random")
         row = {
-            "behavior": result.behavior,
+            "behavior": shown_name(result.behavior),
             "recovery": str(result.recovery),
             "at matched KL": str(result.recovery_matched_kl),
             "own vector's slope": f"{result.slope('native'):+.3f}",
