@@ -101,23 +101,26 @@ def load(name: str, model_class: ModelClass, processed: bool, device: str | None
     return load_model(name, model_class=model_class, processed=processed, device=device, dtype=precision)
 
 
-def ends_of(layers: str) -> dict[str, Any]:
-    """`2:3`, `0,1,2:3`, or hook names in their places, as arguments of a fit."""
+def ends_of(layers: str, *, several_targets: bool = False) -> dict[str, Any]:
+    """`2:3`, `0,1,2:3`, or hook names in their places, as arguments of a fit; with several targets, `all:3,4` too."""
     ends = [end.split(",") for end in layers.split(":")]
-    if len(ends) != 2 or not all(map(all, ends)) or len(ends[1]) != 1:
+    if len(ends) != 2 or not all(map(all, ends)) or (len(ends[1]) != 1 and not several_targets):
         raise LrtError(
             f"--layers {layers!r}: give source and target layer with a colon between them, as 2:3; or several source "
             "layers, as 0,1,2:3 or all:3"
         )
-    if ends[0] == ["all"] and ends[1][0].isdigit():
-        return {"layers": ("all", int(ends[1][0]))}
-    if all(part.isdigit() for end in ends for part in end):
-        sources = [int(part) for part in ends[0]]
-        return {"layers": (sources if len(sources) > 1 else sources[0], int(ends[1][0]))}
+    by_layer = [[int(part) if part.isdigit() else part for part in end] for end in ends]
+    numbers = [all(isinstance(part, int) for part in end) for end in by_layer]
+    if numbers[1] and (numbers[0] or ends[0] == ["all"]):
+        return {"layers": ("all" if ends[0] == ["all"] else _one_or_several(by_layer[0]), _one_or_several(by_layer[1]))}
     if "all" in ends[0]:
         raise LrtError(f"--layers {layers!r}: all goes with the number of a target layer, as all:3")
     named = [[f"blocks.{part}.hook_resid_post" if part.isdigit() else part for part in end] for end in ends]
-    return {"hook_names": (named[0] if len(named[0]) > 1 else named[0][0], named[1][0])}
+    return {"hook_names": (_one_or_several(named[0]), _one_or_several(named[1]))}
+
+
+def _one_or_several(parts: list[Any]) -> Any:
+    return parts if len(parts) > 1 else parts[0]
 
 
 def layers_of(layers: str | None) -> list[int] | None:

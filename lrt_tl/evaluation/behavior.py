@@ -1,7 +1,9 @@
-"""What is measured: prompts, and a score of what the model would say next."""
+"""What is measured: prompts, and a score of what the model would say after each."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import random
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,150 +12,174 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lrt_tl.errors import LrtError
+from lrt_tl.evaluation.questions import is_question, read_questions
+from lrt_tl.evaluation.scores import AnswerTokens as AnswerTokens
+from lrt_tl.evaluation.scores import Continuations as Continuations
+from lrt_tl.evaluation.scores import PromptAnswers as PromptAnswers
+from lrt_tl.evaluation.scores import Reading as Reading
+from lrt_tl.evaluation.scores import Scorer as Scorer
+from lrt_tl.evaluation.written import WrittenText as WrittenText
 from lrt_tl.steering.contrast import read_contrast_pairs
 from lrt_tl.text.batches import tokenize
-from lrt_tl.text.documents import read_json
-
-Scorer = Callable[[Float[Tensor, "prompt d_vocab"]], Float[Tensor, "prompt"]]
-"""The logits after each prompt's last token → a score for each prompt."""
-
-
-@dataclass(frozen=True)
-class AnswerTokens:
-    """Answers of one token each. The score is the log-odds of the positive ones:
-    logsumexp of their log-probabilities, minus that of the negative ones', in nats."""
-
-    positive: tuple[str, ...]
-    negative: tuple[str, ...]
-
-    def scorer(self, tokenizer: Any) -> Scorer:
-        """Raises:
-        LrtError: an answer is not a single token, is unknown, or is both positive and negative.
-        """
-        positive = _single_tokens(tokenizer, self.positive)
-        negative = _single_tokens(tokenizer, self.negative)
-        for side in (positive, negative):
-            if len(set(side)) < len(side):
-                raise LrtError(f"an answer stands twice among {[tokenizer.decode([token]) for token in side]}")
-        if both := set(positive) & set(negative):
-            raise LrtError(f"{tokenizer.decode(sorted(both))!r} is both a positive and a negative answer")
-
-        def score(logits: Tensor) -> Tensor:
-            return logits[:, positive].logsumexp(-1) - logits[:, negative].logsumexp(-1)
-
-        return score
-
-
-@dataclass(frozen=True)
-class PromptAnswers:
-    """Two answers of one token each to every prompt, as the (A) and (B) of a question whose options change places.
-    The score is the log-odds of the positive one, in nats."""
-
-    positive: tuple[str, ...]
-    negative: tuple[str, ...]
-
-    def scorer(self, tokenizer: Any) -> Scorer:
-        """Raises:
-        LrtError: an answer is not a single token, is unknown, or is both the positive and the negative one.
-        """
-        positive, negative = (_single_tokens(tokenizer, side) for side in (self.positive, self.negative))
-        for number, (one, other) in enumerate(zip(positive, negative, strict=True)):
-            if one == other:
-                raise LrtError(f"both answers to prompt {number} are {self.positive[number]!r}")
-
-        def score(logits: Tensor) -> Tensor:
-            rows = torch.arange(len(logits))
-            return logits[rows, positive] - logits[rows, negative]
-
-        return score
+from lrt_tl.text.documents import parse_json_line, read_json, read_lines
 
 
 @dataclass(frozen=True)
 class Behavior:
-    """Prompts, and how the model's next token after each is scored. Higher means more of the behavior.
+    """Prompts, and how what the model says after each is scored. Higher means more of the behavior.
+
+    Attributes:
+        score: `AnswerTokens` and `PromptAnswers` score the next token, and so does a function of its logits;
+            `Continuations` the probability of given texts; `WrittenText` what the model writes.
+        instruction: text that asks for the behavior, for a model that is prompted and not steered.
 
     Raises:
-        LrtError: there is no prompt, or one is empty, or `PromptAnswers` are not one pair a prompt.
+        LrtError: there is no prompt, or one is empty; or the instruction is; `PromptAnswers` or `Continuations` are not
+            one a prompt; or the score is no score.
     """
 
     name: str
     prompts: tuple[str, ...]
-    score: AnswerTokens | PromptAnswers | Scorer
+    score: AnswerTokens | PromptAnswers | Continuations | WrittenText | Scorer
+    instruction: str | None = None
 
     def __post_init__(self) -> None:
         if not self.prompts or not all(isinstance(prompt, str) and prompt.strip() for prompt in self.prompts):
             raise LrtError(f"behavior {self.name!r} needs prompts, all of them text: {list(self.prompts)[:3]}")
+        if self.instruction is not None and not (isinstance(self.instruction, str) and self.instruction.strip()):
+            raise LrtError(f"the instruction of {self.name!r} must be text, or left out: {self.instruction!r}")
         if isinstance(self.score, PromptAnswers):
             counts = {len(self.prompts), len(self.score.positive), len(self.score.negative)}
             if len(counts) > 1:
                 raise LrtError(f"behavior {self.name!r} needs one positive and one negative answer a prompt: {counts}")
+        elif isinstance(self.score, Continuations):
+            counts = {len(self.prompts), *map(len, self.score.sides)}
+            if len(counts) > 1:
+                raise LrtError(f"behavior {self.name!r} needs one continuation a prompt, on each side: {counts}")
+        elif not isinstance(self.score, (AnswerTokens, WrittenText)) and not callable(self.score):
+            raise LrtError(f"behavior {self.name!r} cannot be scored by a {type(self.score).__name__}")
 
-    def scorer(self, tokenizer: Any) -> Scorer:
-        """The score as a function of logits, for one tokenizer."""
-        return self.score.scorer(tokenizer) if isinstance(self.score, (AnswerTokens, PromptAnswers)) else self.score
+    def scorer(self, tokenizer: Any) -> Callable[..., Any]:
+        """What gives the score, for one tokenizer: a function of next-token logits, of the continuations'
+        log-probabilities, or, of written texts, their judge.
+
+        Raises:
+            LrtError: an answer or a continuation cannot be scored with this tokenizer.
+        """
+        if isinstance(self.score, WrittenText):
+            return self.score.judge
+        return self.reading(tokenizer, tokenize(tokenizer, self.prompts, prepend_bos=False)).score
+
+    def reading(self, tokenizer: Any, rows: list[list[int]]) -> Reading:
+        """What the model is to read so that it can be scored: of every score but that of written texts.
+
+        Args:
+            rows: the tokens of the prompts.
+
+        Raises:
+            LrtError: as of `scorer`, or there is nothing to read, but to write.
+        """
+        if isinstance(self.score, WrittenText):
+            raise LrtError(f"{self.name!r} is scored on what the model writes, not on its logits")
+        if isinstance(self.score, Continuations):
+            return self.score.reading(tokenizer, self.prompts, rows)
+        if isinstance(self.score, (AnswerTokens, PromptAnswers)):
+            return Reading(rows, self.score.scorer(tokenizer))
+        return Reading(rows, self.score)
+
+    def split(self, seed: int = 0) -> tuple["Behavior", "Behavior"]:
+        """Two halves of the prompts: one to choose a coefficient or a layer on, and one to score the choice on.
+
+        Prompts that are made of the same letters stay together, and so does a question in both orders. A function of
+        logits is then called on those of one half.
+
+        Raises:
+            LrtError: there are not two prompts that may be parted.
+        """
+        together = defaultdict(list)
+        for number, prompt in enumerate(self.prompts):
+            together["".join(sorted(prompt))].append(number)
+        groups = list(together.values())
+        if len(groups) < 2:
+            raise LrtError(f"{self.name!r} cannot be split: it has {len(groups)} prompt or question; give two or more")
+        random.Random(f"split {seed}").shuffle(groups)
+        choosing, scoring = list[int](), list[int]()
+        for group in groups:
+            min(choosing, scoring, key=len).extend(group)
+        return self._of(sorted(choosing)), self._of(sorted(scoring))
+
+    def after(self, text: str) -> "Behavior":
+        """The same with a text in front of every prompt, and a space between, if the text does not end in one.
+
+        Raises:
+            LrtError: the text is empty.
+        """
+        if not text.strip():
+            raise LrtError(f"there is no text to put in front of the prompts of {self.name!r}")
+        space = "" if text[-1].isspace() else " "
+        return replace(self, prompts=tuple(f"{text}{space}{prompt}" for prompt in self.prompts))
+
+    def _of(self, numbers: Sequence[int]) -> "Behavior":
+        """Some of the prompts, with what belongs to each."""
+        score = self.score
+        if isinstance(score, (PromptAnswers, Continuations)):
+            negative = None if score.negative is None else tuple(score.negative[number] for number in numbers)
+            score = type(score)(tuple(score.positive[number] for number in numbers), negative)  # type: ignore[arg-type]
+        return replace(self, prompts=tuple(self.prompts[number] for number in numbers), score=score)
 
 
 def read_behavior(source: Any) -> Behavior:
-    """A behavior from a `.json` file or a mapping: `{"name", "prompts", "positive_tokens", "negative_tokens"}`.
+    """A behavior from a file or a mapping.
+
+    Args:
+        source: a `.json` file or a mapping of `{"name", "prompts", "positive_tokens", "negative_tokens"}` or of
+            `{"name", "prompts", "positive_continuations", "negative_continuations"}`, these one a prompt, the negative
+            ones optional; `"name"` and `"instruction"` are optional too. Or multiple-choice questions, as a `.jsonl`
+            file, a `.json` list or mappings: see `multiple_choice`.
 
     Raises:
         LrtError: the file does not exist, is not JSON, or a key is missing or not a list of strings.
     """
     if isinstance(source, Behavior):
         return source
-    where = "behavior"
+    held, where = source, "behavior"
     if isinstance(source, (str, Path)):
-        if Path(source).suffix != ".json":
-            raise LrtError(f"{source}: a behavior is a .json file with prompts, positive_tokens and negative_tokens")
-        source, where = read_json(Path(source)), str(source)
-    if not isinstance(source, dict):
-        raise LrtError(f"{where} must be a mapping, not {type(source).__name__}")
-    lists = [_strings(source, key, where) for key in ("prompts", "positive_tokens", "negative_tokens")]
-    return Behavior(str(source.get("name", "behavior")), lists[0], AnswerTokens(lists[1], lists[2]))
+        if Path(source).suffix not in (".json", ".jsonl"):
+            raise LrtError(
+                f"{source}: a behavior is a .json file with prompts, positive_tokens and negative_tokens (or "
+                "positive_continuations and negative_continuations), or questions in a .json or .jsonl file"
+            )
+        held, where = _held(Path(source)), str(source)
+    if isinstance(held, (list, tuple)) and held:
+        prompts, *answers = read_questions(source, both_orders=True)
+        name = Path(source).stem if isinstance(source, (str, Path)) else "multiple choice"
+        return Behavior(name, prompts, PromptAnswers(*answers))
+    if not isinstance(held, dict):
+        raise LrtError(f"{where} must be a mapping, not {type(held).__name__}; or a list of questions")
+    return _of_mapping(held, where)
 
 
 def texts_of(*sources: Any) -> list[str]:
-    """The texts of contrast pairs and the prompts of behaviors: what a fit should `exclude`, so that the map is not
-    fitted on what it is tried on.
+    """The texts of contrast pairs, and of behaviors the prompts, the continuations and the instruction: what a fit
+    should `exclude`, so that the map is not fitted on what it is tried on.
 
     Args:
-        sources: whatever `read_contrast_pairs` and `read_behavior` take; a file that holds a mapping is a behavior.
+        sources: whatever `read_contrast_pairs` and `read_behavior` take; a file that holds a mapping is a behavior, and
+            questions count as both.
 
     Raises:
         LrtError: a source is neither.
     """
     texts: list[str] = []
     for source in sources:
-        is_json = isinstance(source, (str, Path)) and Path(source).suffix == ".json"
-        held = read_json(Path(source)) if is_json else source
-        if isinstance(held, (dict, Behavior)):
-            texts += read_behavior(held).prompts
-        else:
-            texts += [text for pair in read_contrast_pairs(held) for text in (pair.positive, pair.negative)]
+        is_file = isinstance(source, (str, Path)) and Path(source).suffix in (".json", ".jsonl")
+        held = _held(Path(source)) if is_file else source
+        is_behavior = isinstance(held, (dict, Behavior))
+        if is_behavior or (isinstance(held, (list, tuple)) and held and is_question(held[0])):
+            texts += _tried_on(read_behavior(source))
+        if not is_behavior:
+            texts += [text for pair in read_contrast_pairs(source) for text in (pair.positive, pair.negative)]
     return texts
-
-
-def _strings(source: dict[str, Any], key: str, where: str) -> tuple[str, ...]:
-    if key not in source:
-        raise LrtError(f"{where}: {key!r} is missing; it has {sorted(map(str, source))}")
-    value = source[key]
-    if not isinstance(value, list) or not value or not all(isinstance(item, str) for item in value):
-        raise LrtError(f"{where}: {key!r} must be a list of strings that is not empty")
-    return tuple(value)
-
-
-def _single_tokens(tokenizer: Any, answers: Sequence[str]) -> list[int]:
-    rows = tokenize(tokenizer, answers, prepend_bos=False)
-    for answer, row in zip(answers, rows, strict=True):
-        if len(row) != 1:
-            pieces = tokenizer.convert_ids_to_tokens(row)
-            raise LrtError(
-                f"the answer {answer!r} is {len(row)} tokens ({pieces}), not one: answers usually begin with a space, "
-                "and rare words cannot be used"
-            )
-        if row[0] == tokenizer.unk_token_id:
-            raise LrtError(f"the answer {answer!r} is unknown to the tokenizer")
-    return [row[0] for row in rows]
 
 
 def check_scores(scores: Tensor, n_prompts: int, behavior: Behavior) -> Float[Tensor, "prompt"]:
@@ -168,3 +194,56 @@ def check_scores(scores: Tensor, n_prompts: int, behavior: Behavior) -> Float[Te
     if not torch.isfinite(scores).all():
         raise LrtError(f"the scorer of {behavior.name!r} returned NaN or infinity")
     return scores.cpu().double()
+
+
+def score_of(behavior: Behavior, score: Callable[[Tensor], Tensor], kept: Tensor) -> Float[Tensor, "prompt"]:
+    """The scores of one dose.
+
+    Raises:
+        LrtError: the scorer fails, or does not give one finite number a prompt.
+    """
+    try:
+        scores = score(kept)
+    except Exception as error:
+        raise LrtError(f"the scorer of {behavior.name!r} failed: {error or type(error).__name__}") from error
+    return check_scores(scores, len(behavior.prompts), behavior)
+
+
+def _held(path: Path) -> Any:
+    """What a file holds: the mapping or list of a `.json` file, the lines of a `.jsonl` file."""
+    if path.suffix == ".json":
+        return read_json(path)
+    if not path.is_file():
+        raise LrtError(f"there is no file {path}")
+    return [parse_json_line(path, number, line) for number, line in read_lines(path)]
+
+
+def _of_mapping(source: Mapping[str, Any], where: str) -> Behavior:
+    name, prompts = str(source.get("name", "behavior")), _strings(source, "prompts", where)
+    score: AnswerTokens | Continuations
+    if "positive_continuations" in source:
+        if "positive_tokens" in source:
+            raise LrtError(f"{where} has both positive_tokens and positive_continuations: it is scored on one of them")
+        negative = _strings(source, "negative_continuations", where) if "negative_continuations" in source else None
+        score = Continuations(_strings(source, "positive_continuations", where), negative)
+    else:
+        score = AnswerTokens(*(_strings(source, key, where) for key in ("positive_tokens", "negative_tokens")))
+    return Behavior(name, prompts, score, source.get("instruction"))
+
+
+def _tried_on(behavior: Behavior) -> list[str]:
+    texts = list(behavior.prompts)
+    if isinstance(behavior.score, Continuations):
+        for side in behavior.score.sides:
+            texts += side
+            texts += [prompt + text for prompt, text in zip(behavior.prompts, side, strict=True)]
+    return texts if behavior.instruction is None else [*texts, behavior.instruction]
+
+
+def _strings(source: Mapping[str, Any], key: str, where: str) -> tuple[str, ...]:
+    if key not in source:
+        raise LrtError(f"{where}: {key!r} is missing; it has {sorted(map(str, source))}")
+    value = source[key]
+    if not isinstance(value, list) or not value or not all(isinstance(item, str) for item in value):
+        raise LrtError(f"{where}: {key!r} must be a list of strings that is not empty")
+    return tuple(value)

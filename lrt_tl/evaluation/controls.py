@@ -1,8 +1,4 @@
-"""The nulls: vectors that should do nothing in particular.
-
-A random map with the singular values of the fitted one is not among them: it carries any vector to a direction that is
-uniform over the sphere, so that at equal length it is the random vector that is there already.
-"""
+"""The nulls: vectors that should do nothing in particular."""
 
 from collections.abc import Sequence
 
@@ -46,6 +42,30 @@ def shuffled_map_directions(affine_map: AffineMap, n: int, *, seed: int = 0) -> 
     return functional.normalize(directions, dim=1).float()
 
 
+def random_map_directions(affine_map: AffineMap, n: int, *, seed: int = 0) -> Float[Tensor, "draw d_model"]:
+    """Where random maps of the fitted one's singular values would carry a vector, as unit vectors.
+
+    Such a map is U′ S V′ᵀ with U′ and V′ orthogonal and uniform (Haar). It carries v to U′(S V′ᵀv), and a uniform
+    rotation takes whatever vector to a uniform direction: neither S nor v matters, and no matrix is needed. So at equal
+    length this null is that of random vectors, in other draws. (Derived for this package; its tests check it against
+    maps that were drawn.)
+    """
+    return random_directions(n, affine_map.target.d_model, seed=seed)
+
+
+def padded_direction(source: SteeringVector, d_model: int) -> Float[Tensor, "1 d_model"]:
+    """The source's vector as if its dimensions were the target's, zeros after them, or cut off: what no map at all
+    would do.
+
+    Raises:
+        LrtError: nothing of the vector is left after it was cut off.
+    """
+    padded = functional.pad(source.direction, (0, d_model - len(source.direction)))  # negative: cuts off
+    if not padded.any():
+        raise LrtError(f"the first {d_model} dimensions of {source} are zero: it cannot be cut to the target's width")
+    return padded[None]
+
+
 def named_controls(
     source: SteeringVector,
     target_mean: SteeringVector,
@@ -53,16 +73,12 @@ def named_controls(
 ) -> dict[str, Float[Tensor, "draw d_model"]]:
     """Controls that are no draws, by name, for `evaluate_transfer`, which scales all to one length.
 
-    `mean_activation`: the target's mean state; a transferred vector that is mostly that works like noise. `padded`: the
-    source's vector as if its dimensions were the target's, zeros after them, or cut off: what no map at all would do.
-    `unrelated`: other behaviors' vectors through the same map.
+    `mean_activation`: the target's mean state; a transferred vector that is mostly that works like noise. `padded`: see
+    `padded_direction`. `unrelated`: other behaviors' vectors through the same map.
 
     Raises:
         LrtError: nothing of the source's vector is left after it was cut off.
     """
-    d_model = target_mean.site.d_model
-    padded = functional.pad(source.direction, (0, d_model - len(source.direction)))  # negative: cuts off
-    if not padded.any():
-        raise LrtError(f"the first {d_model} dimensions of {source} are zero: it cannot be cut to the target's width")
-    controls = {"mean_activation": target_mean.direction[None], "padded": padded[None]}
+    padded = padded_direction(source, target_mean.site.d_model)
+    controls = {"mean_activation": target_mean.direction[None], "padded": padded}
     return controls | ({"unrelated": torch.stack([each.direction for each in unrelated])} if unrelated else {})

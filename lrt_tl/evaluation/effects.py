@@ -1,15 +1,16 @@
 """Dose–response: a behavior's score against the coefficient of a vector, and the slope of that curve."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from lrt_tl.errors import LrtError
-from lrt_tl.evaluation.behavior import Behavior, check_scores
+from lrt_tl.evaluation.behavior import Behavior, score_of
 from lrt_tl.evaluation.steered import deltas_at_once, steered_logits
+from lrt_tl.evaluation.written import WrittenText, judged, written_texts
 from lrt_tl.models.protocol import HookedModel
 from lrt_tl.text.batches import pad, tokenize
 
@@ -41,24 +42,20 @@ def dose_response(
     Many vectors share a batch of `batch_size` rows: each row has its own. Coefficient 0 is run once for all.
 
     Raises:
-        LrtError: an answer that is not one token, a scorer that fails, or a prompt too long for the model.
+        LrtError: an answer that is not one token, a continuation that shares a token with its prompt, a scorer or a
+            judge that fails, or a text too long for the model.
     """
-    scorer = behavior.scorer(model.tokenizer)
     rows = tokenize(model.tokenizer, behavior.prompts, prepend_bos=prepend_bos)
     if not all(rows):
         raise LrtError(f"a prompt of {behavior.name!r} tokenizes to nothing")
-    if max(map(len, rows)) > model.cfg.n_ctx:
-        raise LrtError(f"a prompt of {behavior.name!r} is longer than {model.cfg.model_name} reads ({model.cfg.n_ctx})")
-    batches = [pad(model.tokenizer, rows[start : start + batch_size])[:2] for start in range(0, len(rows), batch_size)]
+    measured = _written if isinstance(behavior.score, WrittenText) else _read
+    measure, at_once = measured(model, hook_name, behavior, rows, batch_size)
     doses = [(arm, place) for place, value in enumerate(coefficients) for arm in range(len(directions) if value else 1)]
-    at_once = min(deltas_at_once(model, tokens, batch_size) for tokens, _ in batches)
     scores = torch.empty(len(directions), len(coefficients), len(rows), dtype=torch.float64)
     for start in tqdm(range(0, len(doses), at_once), desc=behavior.name, unit=" batches", leave=False):
         some = doses[start : start + at_once]
         deltas = torch.stack([coefficients[place] * directions[arm] for arm, place in some])
-        after = torch.cat([_after_last_token(model, hook_name, *batch, deltas) for batch in batches], dim=1)
-        for (arm, place), logits in zip(some, after, strict=True):
-            found = check_scores(scorer(logits), len(rows), behavior)
+        for (arm, place), found in zip(some, measure(deltas), strict=True):
             scores[arm if coefficients[place] else slice(None), place] = found
     return scores
 
@@ -72,12 +69,47 @@ def slopes(
     return torch.einsum("c,...cp->...p", x / x.square().sum(), scores.double())
 
 
-def _after_last_token(
-    model: HookedModel,
-    hook_name: str,
-    tokens: Int[Tensor, "prompt position"],
-    mask: Bool[Tensor, "prompt position"],
-    deltas: Float[Tensor, "dose d_model"],
-) -> Float[Tensor, "dose prompt d_vocab"]:
-    logits = steered_logits(model, hook_name, tokens, mask, deltas)
-    return logits[:, torch.arange(len(tokens)), mask.sum(1) - 1].float()
+Measure = Callable[[Float[Tensor, "dose d_model"]], Iterable[Float[Tensor, "prompt"]]]
+"""What is added to the residual stream → the scores of each dose."""
+
+
+def _read(
+    model: HookedModel, hook_name: str, behavior: Behavior, rows: list[list[int]], batch_size: int
+) -> tuple[Measure, int]:
+    """Scores from the logits, and how many doses share a forward pass."""
+    reading = behavior.reading(model.tokenizer, rows)
+    _check_lengths(model, behavior, reading.rows)
+    starts = range(0, len(reading.rows), batch_size)
+    batches = [pad(model.tokenizer, reading.rows[start : start + batch_size])[:2] for start in starts]
+
+    def measure(deltas: Tensor) -> Iterable[Tensor]:
+        kept = [
+            reading.kept(start, steered_logits(model, hook_name, tokens, mask, deltas), mask)
+            for start, (tokens, mask) in zip(starts, batches, strict=True)
+        ]
+        return (score_of(behavior, reading.score, of_dose) for of_dose in torch.cat(kept, dim=1))
+
+    return measure, min(deltas_at_once(model, tokens, batch_size) for tokens, _ in batches)
+
+
+def _written(
+    model: HookedModel, hook_name: str, behavior: Behavior, rows: list[list[int]], batch_size: int
+) -> tuple[Measure, int]:
+    """Scores from what is written; as many doses at once as a batch has rows, so that even a prompt whose length no
+    other has fills one."""
+    how = behavior.score
+    assert isinstance(how, WrittenText)
+    _check_lengths(model, behavior, rows, how.max_new_tokens)
+
+    def measure(deltas: Tensor) -> Iterable[Tensor]:
+        texts = written_texts(model, hook_name, behavior.prompts, rows, deltas, how, batch_size=batch_size)
+        return judged(behavior.name, behavior.prompts, texts, how.judge)
+
+    return measure, batch_size
+
+
+def _check_lengths(model: HookedModel, behavior: Behavior, rows: list[list[int]], n_new: int = 0) -> None:
+    n_ctx = model.cfg.n_ctx
+    if max(map(len, rows)) + n_new > n_ctx:
+        more = f", with {n_new} new tokens," if n_new else ""
+        raise LrtError(f"a text of {behavior.name!r}{more} is longer than {model.cfg.model_name} reads ({n_ctx})")

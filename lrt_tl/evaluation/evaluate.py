@@ -1,7 +1,6 @@
 """Did it transfer? A behavior's dose–response under the native vector, the transferred one and the nulls."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -11,109 +10,26 @@ from torch import Tensor
 
 from lrt_tl.alignment.affine_map import AffineMap
 from lrt_tl.errors import LrtError, MismatchError
-from lrt_tl.evaluation.behavior import Behavior, read_behavior
-from lrt_tl.evaluation.controls import N_DRAWS, random_directions, shuffled_map_directions
+from lrt_tl.evaluation.behavior import read_behavior
+from lrt_tl.evaluation.controls import (
+    N_DRAWS,
+    padded_direction,
+    random_directions,
+    random_map_directions,
+    shuffled_map_directions,
+)
 from lrt_tl.evaluation.effects import COEFFICIENTS, check_coefficients, dose_response, slopes
 from lrt_tl.evaluation.matched_kl import scales_of_equal_kl
-from lrt_tl.evaluation.recovery import Recovery, rank, recovery
+from lrt_tl.evaluation.prompted import check_examples, prompted_effect
+from lrt_tl.evaluation.recovery import Recovery, recovery, recovery_over_baseline
+from lrt_tl.evaluation.result import VECTORS
+from lrt_tl.evaluation.result import TransferResult as TransferResult
+from lrt_tl.evaluation.strength import chosen_strength
 from lrt_tl.models.identity import identify, require_same_model
 from lrt_tl.models.protocol import HookedModel
+from lrt_tl.steering.extraction import mean_activation
 from lrt_tl.steering.handle import require_at_rest
 from lrt_tl.steering.vector import SteeringVector
-from lrt_tl.tables import html_table
-
-_ARMS = ("native", "transferred", "source_native", "random", "shuffled_map")
-
-
-@dataclass(frozen=True, eq=False)
-class TransferResult:
-    """The effect of a transferred vector on one behavior of the target, beside the native vector's and the nulls'.
-
-    All vectors have the native vector's norm, which is the unit of the coefficients.
-    """
-
-    behavior: str
-    prompts: tuple[str, ...]
-    coefficients: tuple[float, ...]
-    native: Float[Tensor, "coefficient prompt"]
-    """Scores."""
-    transferred: Float[Tensor, "coefficient prompt"]
-    controls: Mapping[str, Float[Tensor, "draw coefficient prompt"]]
-    source_native: Float[Tensor, "coefficient prompt"] | None
-    """The source's own vector in the source, in units of its own norm."""
-    recovery: Recovery
-    """At matched norm."""
-    recovery_matched_kl: Recovery
-    """With every vector scaled to the native one's KL on neutral text."""
-    cosine_with_native: float
-    norm_over_native: float
-    """Of the transferred vector as the map gave it, before it was scaled."""
-
-    def slope(self, arm: str) -> float:
-        """Mean slope over the prompts: of `"native"`, `"transferred"` or `"source_native"`."""
-        return float(slopes(getattr(self, arm), self.coefficients).mean())
-
-    def control_slopes(self, name: str) -> Float[Tensor, "draw"]:
-        """Mean slope over the prompts of each draw of a control."""
-        return slopes(self.controls[name], self.coefficients).mean(-1)
-
-    def summary(self) -> dict[str, Any]:
-        """Everything in numbers, ready for JSON."""
-        arms = {"native": self.native, "transferred": self.transferred}
-        curves = {name: scores.mean(-1).tolist() for name, scores in arms.items()}
-        curves |= {name: scores.mean((0, -1)).tolist() for name, scores in self.controls.items()}
-        source = self.source_native
-        return {
-            "name": self.behavior,
-            "prompts": len(self.prompts),
-            "source_native_slope": None if source is None else self.slope("source_native"),
-            "native_slope": self.slope("native"),
-            "transferred_slope": self.slope("transferred"),
-            **{f"{name}_slope": self._control(name) for name in self.controls},
-            "recovery": vars(self.recovery),
-            "recovery_matched_kl": vars(self.recovery_matched_kl),
-            "anti_steerable": {
-                name: float((slopes(scores, self.coefficients) < 0).double().mean()) for name, scores in arms.items()
-            },
-            "cosine_with_native": self.cosine_with_native,
-            "norm_over_native": self.norm_over_native,
-            "coefficients": list(self.coefficients),
-            "curves": curves | ({} if source is None else {"source_native": source.mean(-1).tolist()}),
-        }
-
-    def _control(self, name: str) -> dict[str, Any]:
-        draws = self.control_slopes(name)
-        return {
-            "mean": float(draws.mean()),
-            "std": float(draws.std()) if len(draws) > 1 else None,
-            "n": len(draws),
-            "rank_of_native": rank(self.slope("native"), draws),
-            "rank_of_transferred": rank(self.slope("transferred"), draws),
-        }
-
-    def table(self) -> dict[str, str]:
-        """The figures that a person needs, in words."""
-        rows = {"recovery (transferred over native effect)": str(self.recovery)}
-        rows["recovery at matched KL"] = str(self.recovery_matched_kl)
-        rows["slope, native vector"] = f"{self.slope('native'):+.4f}"
-        rows["slope, transferred vector"] = f"{self.slope('transferred'):+.4f}"
-        for name in self.controls:
-            control = self._control(name)
-            spread = "" if control["std"] is None else f" ± {control['std']:.4f} over {control['n']}"
-            place = f"transferred ranks {control['rank_of_transferred']} of {control['n'] + 1}"
-            rows[f"slope, {name.replace('_', ' ')} (null)"] = f"{control['mean']:+.4f}{spread}; {place}"
-        if self.source_native is not None:
-            rows["slope, source's vector in the source"] = f"{self.slope('source_native'):+.4f}"
-        rows["cosine with the native vector"] = f"{self.cosine_with_native:.3f}"
-        against = (slopes(self.transferred, self.coefficients) < 0).double().mean()
-        rows["prompts that move the wrong way"] = f"{100 * float(against):.0f} %"
-        return rows
-
-    def __repr__(self) -> str:
-        return f"TransferResult({self.behavior}: recovery {self.recovery}, {len(self.prompts)} prompts)"
-
-    def _repr_html_(self) -> str:
-        return html_table(self.table(), caption=self.behavior)
 
 
 def evaluate_transfer(
@@ -124,7 +40,9 @@ def evaluate_transfer(
     native: SteeringVector,
     affine_map: AffineMap | None = None,
     controls: Mapping[str, Tensor] | None = None,
+    baselines: Mapping[str, Tensor] | None = None,
     source: tuple[HookedModel, SteeringVector] | None = None,
+    examples: Sequence[str] = (),
     neutral: Sequence[str] = (),
     coefficients: Sequence[float] = COEFFICIENTS,
     n_draws: int = N_DRAWS,
@@ -134,31 +52,60 @@ def evaluate_transfer(
 ) -> TransferResult:
     """Measure a behavior of the target under the transferred vector, the native one and nulls, all of equal norm.
 
+    The controls are a default set, and what of it cannot be measured for want of an argument is named in the result's
+    `missing`.
+
     Args:
         behavior: whatever `read_behavior` takes.
         native: the vector found in the target itself, at the same hook point.
-        affine_map: the map that carried the vector: adds the null of maps fitted on row-shuffled pairs.
-        controls: further nulls, by name: directions `[draw, d_model]`, of any length. Random ones are always there.
-        source: the source model and its own vector: adds the effect there.
-        neutral: a few texts that have nothing to do with the behavior: adds the recovery at matched KL.
-        coefficients: in units of the native vector; symmetric about 0.
-        n_draws: random vectors, and shuffled maps.
+        affine_map: the map that carried the vector: adds the nulls of maps fitted on row-shuffled pairs, and of random
+            maps with its singular values.
+        controls: further nulls, by name: directions `[draw, d_model]`, of any length; `unrelated`, other behaviors'
+            vectors through the same map, belongs to the default set, and others of it (`mean_activation`, `padded`) are
+            taken from here where they are given.
+        baselines: directions that are no nulls but have to be beaten, by name, as `random_weights`: the vector found in
+            `reinitialized(source)`, and carried from there by a map of its own.
+        source: the source model and its own vector: adds the effect there, and the vector padded to the target's width.
+        examples: a text with the behavior and one without, put in front of the prompts for the reference of a prompt
+            alone; by default the behavior's instruction.
+        neutral: a few texts that have nothing to do with the behavior: adds the recovery at matched KL, and the
+            target's mean activation over them.
+        coefficients: in units of the native vector; symmetric about 0, which is added where it is left out.
+        n_draws: random vectors, shuffled maps, and random maps.
 
     Raises:
         MismatchError: a vector, or the map's end, is not of the target, or they are not at one hook point.
-        LrtError: bad coefficients or behavior, or a model that is being steered.
+        LrtError: bad coefficients, behavior or examples, no draw, or a model that is being steered.
     """
     behavior = read_behavior(behavior)
     check_coefficients(coefficients)
+    check_examples(examples)
+    if n_draws < 1:
+        raise LrtError(f"n_draws={n_draws}: without random vectors nothing can be said")
     _check_vectors(target, native, transferred, affine_map)
-    options: dict[str, Any] = {"coefficients": coefficients, "batch_size": batch_size, "prepend_bos": prepend_bos}
+    if source is not None:
+        require_at_rest(source[0])
+        source[1].check_model(source[0])
+    coefficients = sorted({*coefficients, 0.0})
+    running: dict[str, Any] = {"batch_size": batch_size, "prepend_bos": prepend_bos}
+    options = {"coefficients": coefficients, **running}
     hook_name = native.site.hook_name
     measure = partial(dose_response, target, hook_name, behavior=behavior, **options)
-    directions = {"native": native.direction[None], "transferred": transferred.direction[None]}
-    directions["random"] = random_directions(n_draws, target.cfg.d_model, seed=seed)
-    if affine_map is not None:
-        directions["shuffled_map"] = shuffled_map_directions(affine_map, n_draws, seed=seed + 1)
-    directions |= _named(controls or {}, target.cfg.d_model)
+    nulls, missing = _controls(
+        target,
+        hook_name,
+        controls or {},
+        affine_map,
+        source,
+        neutral,
+        n_draws=n_draws,
+        seed=seed,
+        prepend_bos=prepend_bos,
+    )
+    baselines = _checked(baselines or {}, target.cfg.d_model, taken=nulls)
+    if not baselines:
+        missing["baselines"] = "no vector of a source with random weights was given (baselines={'random_weights': …})"
+    directions = {"native": native.direction[None], "transferred": transferred.direction[None], **nulls, **baselines}
     equal = {name: some * (native.norm / some.norm(dim=1, keepdim=True)) for name, some in directions.items()}
     scores = _measured(measure, equal)
     at_norm = at_kl = _recovery(scores, coefficients, seed)
@@ -167,19 +114,69 @@ def evaluate_transfer(
     elif at_norm.estimate is not None:
         scale = partial(scales_of_equal_kl, target, hook_name, texts=neutral, prepend_bos=prepend_bos)
         at_kl = _at_matched_kl(measure, scale, equal, coefficients, seed)
+    arms = scores["native"][0], scores["transferred"][0]
+    strength = chosen_strength(behavior, coefficients, *arms, scores["random"], seed=seed)
+    plain = arms[0][coefficients.index(0)]
+    prompted = prompted_effect(target, hook_name, behavior, plain, strength, examples, seed=seed, **running)
+    if prompted.reason is not None:
+        missing["prompted"] = prompted.reason
+    in_source = None
+    if source is not None:
+        model, own = source
+        in_source = dose_response(model, own.site.hook_name, own.direction[None], behavior, **options)[0]
     return TransferResult(
         behavior=behavior.name,
         prompts=behavior.prompts,
         coefficients=tuple(coefficients),
-        native=scores["native"][0],
-        transferred=scores["transferred"][0],
-        controls={name: some for name, some in scores.items() if name not in ("native", "transferred")},
-        source_native=None if source is None else _in_source(*source, behavior, options),
+        native=arms[0],
+        transferred=arms[1],
+        controls={name: scores[name] for name in nulls},
+        source_native=in_source,
         recovery=at_norm,
         recovery_matched_kl=at_kl,
         cosine_with_native=float(torch.cosine_similarity(native.direction, transferred.direction, dim=0)),
         norm_over_native=transferred.norm / native.norm,
+        baselines={name: scores[name] for name in baselines},
+        over_baseline={name: _over_baseline(scores, name, at_norm, coefficients, seed) for name in baselines},
+        baseline_recovery={name: _recovery(scores, coefficients, seed, arm=name) for name in baselines},
+        strength=strength,
+        prompted=prompted,
+        missing=missing,
     )
+
+
+def _controls(
+    target: HookedModel,
+    hook_name: str,
+    given: Mapping[str, Tensor],
+    affine_map: AffineMap | None,
+    source: tuple[HookedModel, SteeringVector] | None,
+    neutral: Sequence[str],
+    *,
+    n_draws: int,
+    seed: int,
+    prepend_bos: bool,
+) -> tuple[dict[str, Float[Tensor, "draw d_model"]], dict[str, str]]:
+    """The default set of controls, with those that were given; and why the others of it are missing."""
+    d_model = target.cfg.d_model
+    found, missing = {"random": random_directions(n_draws, d_model, seed=seed)}, dict[str, str]()
+    if affine_map is None:
+        missing |= dict.fromkeys(("shuffled_map", "random_map"), "no map was given (affine_map=)")
+    else:
+        found["shuffled_map"] = shuffled_map_directions(affine_map, n_draws, seed=seed + 1)
+        found["random_map"] = random_map_directions(affine_map, n_draws, seed=seed + 2)
+    found |= _checked(given, d_model, taken=("random", "shuffled_map", "random_map"))
+    if not neutral:
+        missing["mean_activation"] = "no neutral text was given (neutral=)"
+    elif "mean_activation" not in found:
+        mean = mean_activation(target, neutral, hook_name=hook_name, prepend_bos=prepend_bos)
+        found["mean_activation"] = mean.direction[None]
+    if source is None:
+        missing |= dict.fromkeys(("padded", "source_native"), "no source was given (source=)")
+    elif "padded" not in found:
+        found["padded"] = padded_direction(source[1], d_model)
+    missing["unrelated"] = "no other behavior's vector was given (controls={'unrelated': …})"
+    return found, {name: reason for name, reason in missing.items() if name not in found}
 
 
 Measure = Callable[[Tensor], Float[Tensor, "arm coefficient prompt"]]
@@ -213,17 +210,21 @@ def _measured(measure: Measure, directions: Mapping[str, Tensor]) -> dict[str, F
     return _split_like(directions, measure(torch.cat(list(directions.values()))))
 
 
-def _in_source(
-    model: HookedModel, vector: SteeringVector, behavior: Behavior, options: Mapping[str, Any]
-) -> Float[Tensor, "coefficient prompt"]:
-    require_at_rest(model)
-    vector.check_model(model)
-    return dose_response(model, vector.site.hook_name, vector.direction[None], behavior, **options)[0]
+def _recovery(
+    scores: Mapping[str, Tensor], coefficients: Sequence[float], seed: int, *, arm: str = "transferred"
+) -> Recovery:
+    native, carried, random = (slopes(scores[name], coefficients) for name in ("native", arm, "random"))
+    return recovery(native[0], carried.mean(0), random, seed=seed)
 
 
-def _recovery(scores: Mapping[str, Tensor], coefficients: Sequence[float], seed: int) -> Recovery:
-    native, transferred, random = (slopes(scores[name], coefficients) for name in ("native", "transferred", "random"))
-    return recovery(native[0], transferred[0], random, seed=seed)
+def _over_baseline(
+    scores: Mapping[str, Tensor], name: str, at_norm: Recovery, coefficients: Sequence[float], seed: int
+) -> Recovery:
+    """None where there is no recovery to begin with."""
+    if at_norm.estimate is None:
+        return at_norm
+    native, transferred, baseline = (slopes(scores[arm], coefficients) for arm in ("native", "transferred", name))
+    return recovery_over_baseline(native[0], transferred[0], baseline, seed=seed)
 
 
 def _at_matched_kl(
@@ -247,10 +248,16 @@ def _split_like(arms: Mapping[str, Tensor], together: Tensor) -> dict[str, Tenso
     return dict(zip(arms, torch.split(together, [len(some) for some in arms.values()]), strict=True))
 
 
-def _named(controls: Mapping[str, Tensor], d_model: int) -> dict[str, Tensor]:
-    for name, directions in controls.items():
-        if name in _ARMS:
+def _checked(directions: Mapping[str, Tensor], d_model: int, *, taken: Iterable[str]) -> dict[str, Tensor]:
+    """Controls or baselines that were given: float32, on the CPU.
+
+    Raises:
+        LrtError: a name is that of another arm, or they are not directions of this width.
+    """
+    names = {*taken, *VECTORS}
+    for name, some in directions.items():
+        if name in names:
             raise LrtError(f"a control cannot be named {name!r}: that is another arm of the measurement")
-        if directions.ndim != 2 or directions.shape[1] != d_model or not directions.norm(dim=1).all():
+        if some.ndim != 2 or some.shape[1] != d_model or not some.numel() or not some.norm(dim=1).all():
             raise LrtError(f"control {name!r} must be directions [draw, {d_model}], none of them zero")
-    return {name: directions.float().cpu() for name, directions in controls.items()}
+    return {name: some.float().cpu() for name, some in directions.items()}

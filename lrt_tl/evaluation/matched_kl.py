@@ -1,5 +1,6 @@
 """Equal disturbance: scale vectors until all change the model's predictions on neutral text by as much."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -12,7 +13,7 @@ from lrt_tl.evaluation.steered import deltas_at_once, steered_logits
 from lrt_tl.models.protocol import HookedModel
 from lrt_tl.steering.calibration import neutral_batch
 
-_STEPS, _TOLERANCE, _ROWS = 6, 0.02, 128
+_STEPS, _TOLERANCE, _ROWS = 16, 0.02, 128
 
 
 @torch.no_grad()
@@ -50,32 +51,40 @@ def scales_of_equal_kl(
 ) -> Float[Tensor, "arm"]:
     """Factors that give every direction the KL of the first, at ± the coefficient on neutral text, to 2 %.
 
-    KL grows about as the square of the coefficient, so a secant on log–log axes finds each factor in a few passes.
+    KL grows about as the square of the coefficient, and more steeply where a prediction flips. So a secant on log–log
+    axes finds each factor, halving the bracket where it would leave it; a direction that is there is not run again.
 
     Raises:
         LrtError: a factor was not found: the direction changes nothing, or its KL does not reach the first's.
     """
     tokens, mask, content = neutral_batch(model, texts, prepend_bos=prepend_bos)
 
-    def log_kl(scales: Tensor) -> Tensor:
-        deltas = (scales[:, None] * coefficient * directions).float()
+    def log_kl(log_scales: Tensor, some: Tensor) -> Tensor:
+        deltas = (log_scales.exp()[:, None] * coefficient * some).float()
         both = kl_of_steering(model, hook_name, torch.cat([deltas, -deltas]), tokens, mask, content)
         return both.reshape(2, -1).mean(0).clamp(min=1e-30).log()
 
-    scales = torch.ones(len(directions), dtype=torch.float64)
-    now = log_kl(scales)
+    at = torch.zeros(len(directions), dtype=torch.float64)  # logarithms of the factors
+    now = log_kl(at, directions)
     wanted, power = now[0].clone(), torch.full_like(now, 2.0)
+    low, high = torch.full_like(now, -math.inf), torch.full_like(now, math.inf)
     for _ in tqdm(range(_STEPS), desc="match KL", unit=" passes", leave=False):
-        if ((now - wanted).abs() < _TOLERANCE).all():
-            return scales
-        step = ((wanted - now) / power).clamp(-1.5, 1.5)
-        before, scales = now, scales * step.exp()
-        now = log_kl(scales)
-        power = torch.where(step.abs() > 1e-3, (now - before) / step, power).clamp(0.5, 4)
+        left = ((now - wanted).abs() >= _TOLERANCE).nonzero()[:, 0]
+        if not len(left):
+            break
+        here, off = at[left], now[left] - wanted
+        low[left] = torch.where(off < 0, torch.maximum(low[left], here), low[left])
+        high[left] = torch.where(off > 0, torch.minimum(high[left], here), high[left])
+        there = here + (-off / power[left]).clamp(-1.5, 1.5)
+        inside = (low[left] < there) & (there < high[left])
+        there = torch.where(inside, there, (low[left] + high[left]) / 2)
+        found = log_kl(there, directions[left])
+        power[left] = ((found - now[left]) / (there - here)).clamp(0.5, 10)
+        at[left], now[left] = there, found
     worst = int((now - wanted).abs().argmax())
     if (now - wanted).abs()[worst] < _TOLERANCE:
-        return scales
+        return at.exp()
     raise LrtError(
         f"no factor gives direction {worst} the KL of the first, {float(wanted.exp()):.3g} nats: it has "
-        f"{float(now[worst].exp()):.3g} at {float(scales[worst]):.3g} times its length"
+        f"{float(now[worst].exp()):.3g} at {float(at[worst].exp()):.3g} times its length"
     )

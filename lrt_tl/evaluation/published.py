@@ -6,61 +6,18 @@ matrix of that shape would fit. So neither is shown here without its null.
 """
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from lrt_tl.errors import LrtError
-from lrt_tl.evaluation.evaluate import TransferResult
-from lrt_tl.tables import html_columns
-
-
-@dataclass(frozen=True)
-class Agreement:
-    """How alike two ways of steering leave the scores of one model on the same prompts, at one coefficient.
-
-    Attributes:
-        r: Pearson's correlation over prompts of the natively steered and the transfer-steered scores (section 4 of the
-            paper); at coefficient 0 it is 1, whatever was transferred.
-        mse: mean squared difference of them.
-        r_random: the same r with random vectors of that length in the transferred one's place, mean over the draws.
-        r_random_high: its 95 % quantile: what r has to beat.
-        mse_random: mean over the draws.
-    """
-
-    coefficient: float
-    r: float
-    mse: float
-    r_random: float
-    r_random_high: float
-    mse_random: float
-
-    def row(self) -> dict[str, str]:
-        """For a table."""
-        return {
-            "coefficient": f"{self.coefficient:g}",
-            "r, native and transferred": f"{self.r:.3f}",
-            "r, native and random (95 %)": f"{self.r_random:.3f} ({self.r_random_high:.3f})",
-            "MSE": f"{self.mse:.3g}",
-            "MSE, random": f"{self.mse_random:.3g}",
-        }
-
-
-@dataclass(frozen=True)
-class Agreements:
-    """One for each coefficient."""
-
-    rows_by_coefficient: tuple[Agreement, ...]
-
-    def rows(self) -> list[Mapping[str, str]]:
-        """For a table."""
-        return [each.row() for each in self.rows_by_coefficient]
-
-    def _repr_html_(self) -> str:
-        return html_columns(self.rows())
+from lrt_tl.evaluation.agreement import Agreements, agreements
+from lrt_tl.evaluation.result import TransferResult
+from lrt_tl.tables import html_table
 
 
 def published_agreement(result: TransferResult) -> Agreements:
@@ -69,33 +26,7 @@ def published_agreement(result: TransferResult) -> Agreements:
     Raises:
         LrtError: fewer than three prompts, over which there is no correlation to speak of.
     """
-    if len(result.prompts) < 3:
-        raise LrtError(f"{len(result.prompts)} prompts have no correlation: give three or more")
-    found = []
-    for place, coefficient in enumerate(result.coefficients):
-        native, transferred = result.native[place], result.transferred[place]
-        random = result.controls["random"][:, place]
-        of_random = torch.stack([correlation(native, draw) for draw in random])
-        found.append(
-            Agreement(
-                coefficient,
-                float(correlation(native, transferred)),
-                float((native - transferred).square().mean()),
-                float(of_random.mean()),
-                float(of_random.quantile(0.95)),
-                float((native - random).square().mean()),
-            )
-        )
-    return Agreements(tuple(found))
-
-
-def correlation(one: Float[Tensor, "prompt"], other: Float[Tensor, "prompt"]) -> Float[Tensor, ""]:
-    """Pearson's; 1 for two that are the same, and 0 where one of them does not vary."""
-    if torch.equal(one, other):
-        return torch.ones((), dtype=torch.float64)
-    a, b = (each.double() - each.double().mean() for each in (one, other))
-    norm = a.norm() * b.norm()
-    return (a @ b) / norm if float(norm) > 0 else torch.zeros((), dtype=torch.float64)
+    return agreements(result.native, result.transferred, result.controls["random"], result.coefficients)
 
 
 def decoder_null(n_latents: int, d_source: int) -> tuple[float, float]:
@@ -125,9 +56,91 @@ def decoder_fit(
     Raises:
         LrtError: a row is zero, or there are not more rows than dimensions.
     """
+    return _fits(source, target, [torch.arange(len(target))])[0]
+
+
+def _fits(source: Tensor, target: Tensor, orders: Sequence[Tensor]) -> list[tuple[float, float]]:
+    """With the target's rows in each of these orders, by one decomposition of the source."""
     if not (source.norm(dim=1).all() and target.norm(dim=1).all()) or len(source) <= source.shape[1]:
         raise LrtError(f"{tuple(source.shape)} decoder rows: none may be zero, and there must be more than dimensions")
+    if len(source) != len(target):
+        raise LrtError(f"{len(source)} decoder rows on {len(target)}: a row of one is to be a row of the other")
     x, y = (rows.double() / rows.double().norm(dim=1, keepdim=True) for rows in (source, target))
     basis, _ = torch.linalg.qr(x)
-    left = y.square().sum() - (basis.T @ y).square().sum()
-    return math.sqrt(max(float(left), 0.0)), 1 - float(left / y.square().sum())
+    fitted = [float((basis.T @ y[order]).square().sum()) for order in orders]
+    whole = float(y.square().sum())
+    return [(math.sqrt(max(whole - explained, 0.0)), explained / whole) for explained in fitted]
+
+
+@dataclass(frozen=True)
+class DecoderAgreement:
+    """How well one autoencoder's decoder is a linear image of another's, beside what unrelated rows give.
+
+    Attributes:
+        residual: Frobenius norm of what least squares leaves, all rows at length 1.
+        r2: 1 − residual²/number of rows.
+        residual_permuted: with the rows permuted, mean over the permutations.
+        r2_permuted: the same, of R².
+        r2_permuted_high: the highest of the permutations: what R² has to beat.
+        residual_unrelated: by `decoder_null`, for rows without a common mean direction.
+        r2_unrelated: the same, of R².
+    """
+
+    residual: float
+    r2: float
+    residual_permuted: float
+    r2_permuted: float
+    r2_permuted_high: float
+    residual_unrelated: float
+    r2_unrelated: float
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it, ready for JSON."""
+        return asdict(self)
+
+    def table(self) -> dict[str, str]:
+        """The same for people."""
+        return {
+            "residual, R²": f"{self.residual:.2f}, {self.r2:.4f}",
+            "with permuted rows": f"{self.residual_permuted:.2f}, {self.r2_permuted:.4f} "
+            f"(highest {self.r2_permuted_high:.4f})",
+            "expected of unrelated rows": f"{self.residual_unrelated:.2f}, {self.r2_unrelated:.4f}",
+        }
+
+    def __repr__(self) -> str:
+        return f"DecoderAgreement(R² {self.r2:.4f}, permuted rows {self.r2_permuted:.4f})"
+
+    def _repr_html_(self) -> str:
+        return html_table(self.table())
+
+
+def decoder_agreement(
+    source: Float[Tensor, "latent d_source"],
+    target: Float[Tensor, "latent d_target"],
+    *,
+    n_permutations: int = 20,
+    seed: int = 0,
+) -> DecoderAgreement:
+    """`decoder_fit` of two autoencoders' decoders, as `load_autoencoder(…).W_dec`, whose rows are one list of latents,
+    beside the same with permuted rows.
+
+    Raises:
+        LrtError: as of `decoder_fit`; or there is no permutation.
+    """
+    if n_permutations < 1:
+        raise LrtError(f"n_permutations={n_permutations}: the null needs one at least")
+    generator = torch.Generator().manual_seed(seed)
+    orders = [
+        torch.arange(len(target)),
+        *(torch.randperm(len(target), generator=generator) for _ in range(n_permutations)),
+    ]
+    (residual, r2), *permuted = _fits(source, target, orders)
+    residuals, r2s = zip(*permuted, strict=True)
+    return DecoderAgreement(
+        residual,
+        r2,
+        sum(residuals) / n_permutations,
+        sum(r2s) / n_permutations,
+        max(r2s),
+        *decoder_null(*source.shape),
+    )

@@ -4,12 +4,17 @@
 
 with slope_random the signed mean over random draws of equal norm. It is stated only where there is something to
 recover: the native slope is above zero beyond its prompts' scatter, and above the random draws by rank.
+
+Over a baseline, a vector that is no null but has to be beaten, the same share is taken of what the baseline leaves:
+
+    (slope_transferred − slope_baseline) / (slope_native − slope_baseline)
 """
 
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
+from scipy.special import ndtr, stdtrit
 from torch import Tensor
 
 LEVEL = 0.05
@@ -31,6 +36,27 @@ class Recovery:
         return f"{self.estimate:.2f} [{self.low:.2f}, {self.high:.2f}]"
 
 
+@dataclass(frozen=True)
+class Effect:
+    """A mean over prompts with its 95 % interval, which one prompt does not give."""
+
+    estimate: float
+    low: float | None
+    high: float | None
+
+    def __str__(self) -> str:
+        return f"{self.estimate:+.3g}" + ("" if self.low is None else f" [{self.low:+.3g}, {self.high:+.3g}]")
+
+
+def mean_effect(values: Float[Tensor, "prompt"], *, n_bootstrap: int = 4000, seed: int = 0) -> Effect:
+    """The mean over prompts, with the bootstrap of `recovery` over them."""
+    estimate = float(values.double().mean())
+    if len(values) < 2:
+        return Effect(estimate, None, None)
+    means = _resamples(n_bootstrap, len(values), torch.Generator().manual_seed(seed)) @ values.double()
+    return Effect(estimate, *_interval(means, len(values)))
+
+
 def rank(slope: float, draws: Float[Tensor, "draw"]) -> int:
     """1 + the number of draws at or above: 1 is above all of them."""
     return 1 + int((draws >= slope).sum())
@@ -44,8 +70,9 @@ def recovery(
     n_bootstrap: int = 4000,
     seed: int = 0,
 ) -> Recovery:
-    """Recovery from the slopes of each prompt, with a percentile bootstrap over prompts and random draws together (one
-    resample of the prompts for all arms).
+    """Recovery from the slopes of each prompt, with a bootstrap over prompts and random draws together (one resample of
+    the prompts for all arms). The interval is between percentiles, which lie further out for few prompts: see `tail`.
+    How often it holds the truth is measured by `benchmarks/coverage_campaign.py`.
 
     The gate: the native slope's lower 95 % bound is above zero, and (1 + #{draws ≥ native})/(R + 1) ≤ .05 with R ≥ 19.
     Comparing with the interval of the *mean* draw instead would let a native vector that is itself random pass about
@@ -56,23 +83,79 @@ def recovery(
         return Recovery(None, None, None, "with one prompt only, no interval can be given")
     if n_draws < FEWEST_DRAWS:
         return Recovery(None, None, None, f"{n_draws} random draws; at least {FEWEST_DRAWS} are needed for the rank")
-    generator = torch.Generator().manual_seed(seed)
-    prompts = _resamples(n_bootstrap, n_prompts, generator)
-    draws = _resamples(n_bootstrap, n_draws, generator)
-    natives, transfers = prompts @ native.double(), prompts @ transferred.double()
-    randoms = ((draws @ random.double()) * prompts).sum(1)
     slope, place = float(native.mean()), rank(float(native.mean()), random.mean(1))
-    if float(natives.quantile(LEVEL / 2)) <= 0:
+    means = _resampled_means(native, transferred, random, n_bootstrap, seed)
+    if float(means[0].quantile(tail(n_prompts))) <= 0:
         return Recovery(
             None, None, None, f"the native slope, {slope:.3g}, is not above zero beyond its prompts' scatter"
         )
     if place / (n_draws + 1) > LEVEL:
         return Recovery(None, None, None, f"{place - 1} of {n_draws} random vectors do as much as the native one")
-    baseline = float(random.double().mean())
-    estimate = (float(transferred.double().mean()) - baseline) / (float(native.double().mean()) - baseline)
-    ratios = (transfers - randoms) / (natives - randoms)
-    low, high = ratios.quantile(torch.tensor([LEVEL / 2, 1 - LEVEL / 2], dtype=torch.float64)).tolist()
-    return Recovery(estimate, low, high)
+    return _share(native, transferred, random, means)
+
+
+def recovery_over_baseline(
+    native: Float[Tensor, "prompt"],
+    transferred: Float[Tensor, "prompt"],
+    baseline: Float[Tensor, "draw prompt"],
+    *,
+    n_bootstrap: int = 4000,
+    seed: int = 0,
+) -> Recovery:
+    """The share of what a baseline leaves of the native effect that the transferred vector has, from the slopes of each
+    prompt, with the bootstrap of `recovery`.
+
+    The gate: the lower 95 % bound of native minus baseline is above zero. So there is no such share where the baseline
+    does what the native vector does: then the behavior cannot show that more than the baseline was carried over.
+    """
+    if len(native) < 2:
+        return Recovery(None, None, None, "with one prompt only, no interval can be given")
+    means = _resampled_means(native, transferred, baseline, n_bootstrap, seed)
+    if float((means[0] - means[2]).quantile(tail(len(native)))) <= 0:
+        own, other = float(native.mean()), float(baseline.mean())
+        return Recovery(
+            None,
+            None,
+            None,
+            f"the baseline's slope, {other:.3g}, leaves nothing of the native one, {own:.3g}, beyond their prompts' "
+            "scatter",
+        )
+    return _share(native, transferred, baseline, means)
+
+
+Means = tuple[Float[Tensor, "resample"], Float[Tensor, "resample"], Float[Tensor, "resample"]]
+
+
+def _resampled_means(native: Tensor, transferred: Tensor, others: Tensor, n_bootstrap: int, seed: int) -> Means:
+    """The mean of each arm over the same resamples of the prompts; of the others, over resamples of the draws too."""
+    generator = torch.Generator().manual_seed(seed)
+    prompts = _resamples(n_bootstrap, others.shape[1], generator)
+    draws = _resamples(n_bootstrap, others.shape[0], generator)
+    return prompts @ native.double(), prompts @ transferred.double(), ((draws @ others.double()) * prompts).sum(1)
+
+
+def _share(native: Tensor, transferred: Tensor, others: Tensor, means: Means) -> Recovery:
+    """(transferred − others)/(native − others), with its interval."""
+    left = float(others.double().mean())
+    estimate = (float(transferred.double().mean()) - left) / (float(native.double().mean()) - left)
+    return Recovery(estimate, *_interval((means[1] - means[2]) / (means[0] - means[2]), len(native)))
+
+
+def tail(n_prompts: int) -> float:
+    """The share of resamples below a 95 % interval, and above it: Φ(−√(n/(n−1)) t), t the 97.5 % quantile of Student's
+    distribution with n − 1 degrees of freedom (expanded percentile interval; Hesterberg 2015, arXiv 1411.5279).
+
+    Means of resamples scatter less than those of samples, by √((n−1)/n), and their scatter is taken for known. So the
+    plain percentiles, 2.5 % on each side, make an interval that is too narrow: of 8 prompts it holds the truth in 90 of
+    100 measurements, and of 16 in 91.
+    """
+    return float(ndtr(-((n_prompts / (n_prompts - 1)) ** 0.5) * stdtrit(n_prompts - 1, 1 - LEVEL / 2)))
+
+
+def _interval(values: Float[Tensor, "resample"], n_prompts: int) -> tuple[float, float]:
+    outside = tail(n_prompts)
+    low, high = values.quantile(torch.tensor([outside, 1 - outside], dtype=torch.float64)).tolist()
+    return low, high
 
 
 def _resamples(n: int, size: int, generator: torch.Generator) -> Float[Tensor, "resample item"]:

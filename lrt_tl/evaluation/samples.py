@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 
@@ -50,7 +51,10 @@ def _continue(
             return_type="tokens",
             verbose=False,
         )
-    given, whole = (
-        str(model.tokenizer.decode(row, skip_special_tokens=True)) for row in (tokens[0].tolist(), written[0].tolist())
-    )
-    return whole[len(given) :]  # decoded by themselves, the new tokens would lose the space in front of them
+    return new_text(model.tokenizer, tokens[0].tolist(), written[0].tolist())
+
+
+def new_text(tokenizer: Any, given: list[int], whole: list[int]) -> str:
+    """What follows the given tokens. Decoded by themselves, the new ones would lose the space in front of them."""
+    before, text = (str(tokenizer.decode(row, skip_special_tokens=True)) for row in (given, whole))
+    return text[len(before) :]

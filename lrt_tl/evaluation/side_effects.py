@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -12,6 +13,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from lrt_tl.errors import LrtError
+from lrt_tl.evaluation.intervals import Interval, percentiles, resamples
 from lrt_tl.evaluation.samples import sample_texts
 from lrt_tl.models.protocol import HookedModel
 from lrt_tl.steering.handle import require_at_rest
@@ -20,6 +22,7 @@ from lrt_tl.tables import html_columns
 from lrt_tl.text.batches import pad, tokenize
 
 _TOKENS_PER_TEXT = 256
+_MEASURES = ("kl", "perplexity", "agreement")
 _MOST_LOGITS = 2**27
 """How many logits of a batch may stand in memory at once: half a GiB of float32, for the plain model and a steering
 each."""
@@ -36,6 +39,7 @@ class SideEffect:
         distinct_1: different words over words, of what is written after the prompts; None without prompts.
         distinct_2: the same of pairs of neighbouring words.
         repetition: share of words that stand in a run of one word, or of one pair, said again at once.
+        kl_interval: 95 %, by a bootstrap over the neutral texts; None where there is but one. The same for the others.
     """
 
     kl: float
@@ -45,15 +49,18 @@ class SideEffect:
     distinct_1: float | None = None
     distinct_2: float | None = None
     repetition: float | None = None
+    kl_interval: Interval | None = None
+    perplexity_interval: Interval | None = None
+    agreement_interval: Interval | None = None
 
     def row(self) -> dict[str, str]:
         """For a table."""
         shares = {"distinct words": self.distinct_1, "distinct pairs": self.distinct_2, "repetition": self.repetition}
         return {
-            "KL to plain, nats": f"{self.kl:.4f}",
-            "perplexity": f"{self.perplexity:.2f} (plain {self.perplexity_plain:.2f})",
-            "same next token": f"{100 * self.agreement:.1f} %",
-            **{name: f"{100 * share:.0f} %" for name, share in shares.items() if share is not None},
+            "KL to plain, nats": f"{self.kl:.4f}{_bounds(self.kl_interval, '.4f')}",
+            "perplexity": f"{self.perplexity:.2f}{_bounds(self.perplexity_interval, '.2f')}",
+            "same next token": f"{self.agreement:.1%}{_bounds(self.agreement_interval, '.1%')}",
+            **{name: f"{share:.0%}" for name, share in shares.items() if share is not None},
         }
 
 
@@ -67,7 +74,7 @@ class SideEffects:
         """For a table, a row a steering."""
         return [{"steering": name, **effect.row()} for name, effect in self.effects.items()]
 
-    def to_json(self) -> dict[str, dict[str, float | None]]:
+    def to_json(self) -> dict[str, dict[str, float | Sequence[float] | None]]:
         """Everything, ready for JSON."""
         return {name: dict(vars(effect)) for name, effect in self.effects.items()}
 
@@ -106,24 +113,20 @@ def side_effects(
         raise LrtError("a steering cannot be named 'plain': that is the model without any")
     batches = _batches(model, texts, batch_size, prepend_bos)
     arms: dict[str, Steering | None] = {"plain": None, **steering}
-    sums = {name: torch.zeros(4, dtype=torch.float64) for name in arms}
+    sums: dict[str, list[Tensor]] = {name: [] for name in arms}
     for tokens, mask, content in tqdm(batches, desc="side effects", unit=" batches", leave=False):
         plain = _log_probabilities(model, None, tokens, mask)
         for name, each in arms.items():
             steered = plain if each is None else _log_probabilities(model, each, tokens, mask)
-            sums[name] += _sums(plain, steered, tokens, content)
+            sums[name].append(_sums(plain, steered, tokens, content))
     written = _written(model, arms, prompts, max_new_tokens, temperature, prepend_bos, seed)
-    loss_plain = float(sums["plain"][1] / sums["plain"][3])
+    of_texts = {name: torch.cat(some) for name, some in sums.items()}
+    _, loss, _, n = of_texts["plain"].sum(0)
+    perplexity_plain = math.exp(loss / n)
     return SideEffects(
         {
-            name: SideEffect(
-                kl=float(kl / n),
-                perplexity=math.exp(float(loss / n)),
-                perplexity_plain=math.exp(loss_plain),
-                agreement=float(same / n),
-                **written.get(name, {}),
-            )
-            for name, (kl, loss, same, n) in sums.items()
+            name: SideEffect(**_means(some, seed), perplexity_plain=perplexity_plain, **written.get(name, {}))
+            for name, some in of_texts.items()
         }
     )
 
@@ -176,15 +179,34 @@ def _sums(
     steered: Float[Tensor, "text position d_vocab"],
     tokens: Int[Tensor, "text position"],
     content: Bool[Tensor, "text position"],
-) -> Float[Tensor, "4"]:
-    """KL, loss and agreements, summed over the positions whose next token is text; and their number."""
+) -> Float[Tensor, "text 4"]:
+    """KL, loss and agreements, summed over each text's positions whose next token is text; and their number."""
     predicted = content[:, 1:].to(plain.device)
-    plain, steered = plain[:, :-1][predicted], steered[:, :-1][predicted]
-    following = tokens[:, 1:].to(plain.device)[predicted]
-    kl = (plain.exp() * (plain - steered)).sum(-1).double().sum()
-    loss = -steered.gather(-1, following[:, None]).double().sum()
-    same = (plain.argmax(-1) == steered.argmax(-1)).double().sum()
-    return torch.stack([kl, loss, same, predicted.double().sum()]).cpu()
+    plain, steered = plain[:, :-1], steered[:, :-1]
+    kl = (plain.exp() * (plain - steered)).sum(-1)
+    loss = -steered.gather(-1, tokens[:, 1:, None].to(plain.device))[..., 0]
+    same = plain.argmax(-1) == steered.argmax(-1)
+    measured = torch.stack([kl.double(), loss.double(), same.double(), torch.ones_like(kl).double()], dim=-1)
+    return torch.where(predicted[..., None], measured, 0).sum(1).cpu()
+
+
+def _means(sums: Float[Tensor, "text 4"], seed: int) -> dict[str, Any]:
+    """KL, perplexity and agreement over all texts, and their intervals."""
+    found = dict(zip(_MEASURES, _per_position(sums.sum(0)).tolist(), strict=True))
+    texts = sums[sums[:, 3] > 0]
+    if len(texts) < 2:
+        return found
+    bounds = percentiles(_per_position(resamples(len(texts), seed=seed) @ texts)).T.tolist()
+    return found | {f"{name}_interval": tuple(some) for name, some in zip(_MEASURES, bounds, strict=True)}
+
+
+def _per_position(sums: Float[Tensor, "*resample 4"]) -> Float[Tensor, "*resample 3"]:
+    kl, loss, same = (sums[..., :3] / sums[..., 3:]).unbind(-1)
+    return torch.stack([kl, loss.exp(), same], dim=-1)
+
+
+def _bounds(interval: Interval | None, form: str) -> str:
+    return "" if interval is None else f" [{interval[0]:{form}}, {interval[1]:{form}}]"
 
 
 def _written(
@@ -195,7 +217,7 @@ def _written(
     temperature: float,
     prepend_bos: bool,
     seed: int,
-) -> dict[str, dict[str, float]]:
+) -> dict[str, dict[str, Any]]:
     """Distinct words and pairs, and repetition, of what each arm writes, mean over the prompts."""
     if not prompts:
         return {}

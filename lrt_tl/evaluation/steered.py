@@ -6,7 +6,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lrt_tl.models.attach import attached
-from lrt_tl.models.protocol import HookedModel
+from lrt_tl.models.protocol import Hook, HookedModel
 
 _MOST_LOGITS = 2**28
 """How many logits may stand in memory at once: 1 GiB of float32."""
@@ -16,6 +16,15 @@ def deltas_at_once(model: HookedModel, tokens: Int[Tensor, "text position"], mos
     """How many vectors go through one forward pass of about `most_rows` rows: at least one."""
     fit_in_memory: int = _MOST_LOGITS // (tokens.numel() * model.cfg.d_vocab)
     return max(1, min(most_rows // len(tokens), fit_in_memory))
+
+
+def adding(delta: Float[Tensor, "row position d_model"]) -> Hook:
+    """A hook that adds to each row its own; of one position, to all."""
+
+    def add(activation: Tensor, hook: object) -> Tensor:
+        return activation + delta.to(activation)
+
+    return add
 
 
 @torch.no_grad()
@@ -31,11 +40,7 @@ def steered_logits(
     rows = repeat(tokens, "text position -> (delta text) position", delta=len(deltas)).to(model.cfg.device)
     text = repeat(mask, "text position -> (delta text) position", delta=len(deltas)).to(model.cfg.device)
     added = repeat(deltas, "delta d_model -> (delta text) 1 d_model", text=len(tokens)).to(model.cfg.device)
-
-    def add(activation: Tensor, hook: object) -> Tensor:
-        return activation + (text[..., None] * added).to(activation)
-
-    with attached(model, [(hook_name, add)]):
+    with attached(model, [(hook_name, adding(text[..., None] * added))]):
         logits = model(rows, attention_mask=text.long())
     by_delta: Tensor = rearrange(
         logits, "(delta text) position d_vocab -> delta text position d_vocab", delta=len(deltas)

@@ -13,8 +13,11 @@ from lrt_tl.models.protocol import HookedModel
 from lrt_tl.steering.autoencoder import Autoencoder
 from lrt_tl.storyworld.judge import Score, score
 from lrt_tl.storyworld.language import documents, samples
+from lrt_tl.storyworld.questions import fact_questions
 from lrt_tl.storyworld.relations import Fact, Relation, relation
 from lrt_tl.storyworld.tasks import TASKS, behavior, contrast_pairs, neutral_prompts
+from lrt_tl.storyworld.twins import widen
+from lrt_tl.storyworld.written import written_behavior
 
 __all__ = [
     "TASKS",
@@ -25,12 +28,15 @@ __all__ = [
     "behavior",
     "contrast_pairs",
     "documents",
+    "fact_questions",
     "load",
     "load_autoencoder",
     "neutral_prompts",
     "relation",
     "samples",
     "score",
+    "widen",
+    "written_behavior",
 ]
 
 

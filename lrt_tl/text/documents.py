@@ -165,6 +165,34 @@ def read_json(path: Path) -> Any:
         raise LrtError(f"{path} is not valid JSON: {error}") from error
 
 
+def read_rows(source: Any, what: str) -> Iterator[tuple[str, Any]]:
+    """The lines of a `.jsonl` file, the entries of a `.json` list or the items of an iterable, each after what to call
+    it in a complaint: "tasks.jsonl, line 3".
+
+    Raises:
+        LrtError: the file does not exist, is of another kind, or is malformed (names the line).
+    """
+    if not isinstance(source, (str, Path)):
+        yield from ((f"{what} {number}", row) for number, row in enumerate(source))
+        return
+    path = Path(source)
+    if path.suffix == ".jsonl":
+        if not path.is_file():
+            raise LrtError(f"there is no file {path}")
+        yield from (
+            (f"{path.name}, line {number}", parse_json_line(path, number, line)) for number, line in read_lines(path)
+        )
+    elif path.suffix == ".json":
+        rows = read_json(path)
+        if not isinstance(rows, list):
+            raise LrtError(
+                f"{path.name} must hold a list, of which each entry is a {what}, not a {type(rows).__name__}"
+            )
+        yield from ((f"{path.name}, entry {number}", row) for number, row in enumerate(rows))
+    else:
+        raise LrtError(f"{path}: a {what} is read from .jsonl and .json files, not {path.suffix!r}")
+
+
 def read_lines(path: Path) -> Iterator[tuple[int, str]]:
     """The lines of a UTF-8 file that are not blank, with their numbers from 1.
 

@@ -74,6 +74,27 @@ def test_the_scale_undoes_a_factor(bridges: tuple[Any, Any]) -> None:
     torch.testing.assert_close(scales, torch.tensor([1.0, 3.0, 1.0]).double(), rtol=0.015, atol=0)
 
 
+def test_a_kl_that_leaps_is_matched(monkeypatch: pytest.MonkeyPatch, bridges: tuple[Any, Any]) -> None:
+    """As where a prediction flips: KL = ‖δ‖² (1 + 100 σ(40 log(‖δ‖/θ))), with a leap of its own for each direction; and
+    directions that have the KL that is wanted are not run again."""
+    leaps, ran = torch.tensor([9.0, 0.4, 0.5, 2.0, 9.0]).double(), list[int]()
+    directions = torch.eye(5, 24)
+
+    def leaping(model: Any, hook_name: str, given: Tensor, *_: Any) -> Tensor:
+        ran.append(len(given) // 2)
+        size = given.norm(dim=1).double()
+        leap = (given.abs().double()[:, :5] @ leaps) / size
+        return size**2 * (1 + 100 * torch.sigmoid(40 * (size / leap).log()))
+
+    monkeypatch.setattr("lrt_tl.evaluation.matched_kl.kl_of_steering", leaping)
+    scales = scales_of_equal_kl(bridges[1], HOOK, directions, 1.0, TEXTS)
+    kls = leaping(None, HOOK, torch.cat([scales[:, None].float() * directions] * 2))[:5]
+    torch.testing.assert_close(kls / kls[0], torch.ones(5).double(), rtol=0.021, atol=0)
+    assert float(scales[4]) == 1
+    assert ran[0] == 5
+    assert max(ran[1:-1]) <= 3
+
+
 def test_a_direction_that_does_nothing_is_refused(bridges: tuple[Any, Any]) -> None:
     directions = torch.cat([deltas(1), torch.zeros(1, 24)])
     with pytest.raises(LrtError, match="no factor gives direction 1 the KL of the first"):

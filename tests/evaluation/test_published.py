@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from lrt_tl.errors import LrtError
+from lrt_tl.evaluation.agreement import correlation
 from lrt_tl.evaluation.evaluate import TransferResult, evaluate_transfer
-from lrt_tl.evaluation.published import correlation, decoder_fit, decoder_null, published_agreement
+from lrt_tl.evaluation.published import decoder_fit, decoder_null, published_agreement
 from lrt_tl.models.identity import site_of
 from lrt_tl.steering.vector import SteeringVector
 

@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -46,6 +47,38 @@ def test_each_figure_against_a_loop(pair: Any, batch_size: int) -> None:
     plain_effect = found.effects["plain"]
     assert (plain_effect.kl, plain_effect.agreement) == (0.0, 1.0)
     assert plain_effect.perplexity == plain_effect.perplexity_plain
+
+
+@torch.no_grad()
+def test_intervals_are_those_of_resampled_texts(bridges: Any, texts: list[str]) -> None:
+    model = bridges[1]
+    steering = some_vector(model).add(3.0)
+    sums = []
+    for text in texts[:60]:
+        ids = torch.tensor([[1, *model.tokenizer(text, add_special_tokens=False)["input_ids"]]])
+        plain = model(ids)[0, :-1].double().log_softmax(-1)
+        with steering.apply(model):
+            steered = model(ids)[0, :-1].double().log_softmax(-1)
+        kl, same = (plain.exp() * (plain - steered)).sum(), (plain.argmax(-1) == steered.argmax(-1)).sum()
+        loss = -steered.gather(-1, ids[0, 1:, None]).sum()
+        sums.append([float(kl), float(loss), float(same), len(plain)])
+    chosen = np.random.default_rng(0).integers(60, size=(4000, 60))
+    resampled = np.array(sums)[chosen].sum(1)
+    found = side_effects(model, {"native": steering}, texts[:60]).effects["native"]
+    means = resampled[:, :3] / resampled[:, 3:]
+    for interval, values in (
+        (found.kl_interval, means[:, 0]),
+        (found.perplexity_interval, np.exp(means[:, 1])),
+        (found.agreement_interval, means[:, 2]),
+    ):
+        expected = np.quantile(values, (0.025, 0.975))
+        assert interval == pytest.approx(expected, abs=0.15 * (expected[1] - expected[0]))
+
+
+def test_one_text_has_no_interval(bridges: Any) -> None:
+    found = side_effects(bridges[1], {"native": some_vector(bridges[1]).add(3.0)}, TEXTS[:1])
+    assert found.effects["native"].kl_interval is None
+    assert "[" not in found.rows()[1]["KL to plain, nats"]
 
 
 def test_what_is_written_is_counted(bridges: Any) -> None:

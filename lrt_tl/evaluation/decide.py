@@ -1,0 +1,309 @@
+"""May the vector be used? The evidence, held against stated rules, each with its figure and its threshold.
+
+A rule that must hold decides alone: the vector is not used where one fails. One that should hold asks for caution, and
+so does evidence that is missing: nothing passes unseen.
+"""
+
+import html
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from jaxtyping import Float
+from torch import Tensor
+
+from lrt_tl.alignment.affine_map import FEW_TOKENS_PER_DIMENSION, AffineMap
+from lrt_tl.evaluation.effects import slopes
+from lrt_tl.evaluation.recovery import LEVEL, rank
+from lrt_tl.evaluation.result import TransferResult
+from lrt_tl.evaluation.side_effects import SideEffects
+from lrt_tl.tables import html_columns
+
+Verdict = Literal["go", "caution", "no-go"]
+
+LEAST_RECOVERY = 0.5
+"""Of the native effect, at the lower end of the interval. Chosen with LEAST_BEYOND on one target of
+`benchmarks/decision_campaign.py`, and tried on the other."""
+LEAST_BEYOND = 0.5
+"""Of the effect that a source with random weights leaves over, at the lower end of the interval."""
+LEAST_ABOVE_UNRELATED = 0.25
+"""By how much of the native slope the carried vector does more than the strongest unrelated one."""
+MOST_ANTI_STEERABLE = 0.25
+"""Share of the prompts that move the wrong way."""
+MOST_COST = 2.0
+"""KL on neutral text, over the native vector's."""
+MOST_OF_MEAN = 0.5
+"""Cosine with the target's mean activation, of either sign: a vector that is mostly that works like noise."""
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """What a figure has to be, said before it is known."""
+
+    name: str
+    threshold: float
+    bound: Literal["at least", "at most"]
+    must: bool
+    asks: str
+    """What has to be so, in plain words."""
+    without: str
+    """What gives the figure, where it is missing; empty for what need not be there."""
+
+
+CRITERIA = (
+    Criterion(
+        "above random vectors", LEVEL, "at most", True,
+        "the carried vector does more than random vectors of its length (share of them and it that do as much)",
+        "random vectors beside the transfer: evaluate_transfer(n_draws=64)",
+    ),
+    Criterion(
+        "above shuffled maps", LEVEL, "at most", True,
+        "it does more than vectors through maps of shuffled pairs (share of them and it that do as much)",
+        "the map: evaluate_transfer(affine_map=…)",
+    ),
+    Criterion(
+        "recovery", LEAST_RECOVERY, "at least", True,
+        "it has the native vector's effect (share of it, lower end of the interval)",
+        "a recovery",
+    ),
+    Criterion(
+        "beyond random weights", LEAST_BEYOND, "at least", True,
+        "it has the effect that a source with random weights does not carry (share of it, lower end of the interval)",
+        "the same vector from a source with random weights: evaluate_transfer(baselines=…)",
+    ),
+    Criterion(
+        "above unrelated vectors", LEAST_ABOVE_UNRELATED, "at least", True,
+        "it does more than other behaviors' vectors through the same map (than the strongest, in native slopes)",
+        'other behaviors\' vectors through the same map: evaluate_transfer(controls={"unrelated": …})',
+    ),
+    Criterion(
+        "effect in the source", 0.0, "at least", False,
+        "the vector works in the source itself (slope there, lower 95 % bound)",
+        "the source and its vector: evaluate_transfer(source=…)",
+    ),
+    Criterion(
+        "anti-steerable prompts", MOST_ANTI_STEERABLE, "at most", False,
+        "few prompts move the wrong way (share of them)",
+        "prompts",
+    ),
+    Criterion(
+        "cost", MOST_COST, "at most", False,
+        "it disturbs neutral text about as much as the native vector does (KL over the native one's)",
+        "what it costs: decide(pareto=…), or side_effects of native and transferred",
+    ),
+    Criterion(
+        "mean activation", MOST_OF_MEAN, "at most", False,
+        "it is not mostly the target's mean activation (cosine with it)",
+        "the cosine with the mean activation: decide(cosine_with_mean=…)",
+    ),
+    Criterion(
+        "text for the map", float(FEW_TOKENS_PER_DIMENSION), "at least", False,
+        "the map was fitted on text enough (tokens per source dimension)",
+        "the map: decide(affine_map=…)",
+    ),
+    Criterion(
+        "forecast", 0.0, "at most", False,
+        "the recovery is what was forecast (how far it lies outside of the forecast interval)",
+        "",
+    ),
+)  # fmt: skip
+"""The rules of `decide`, but for the first, which asks whether there is anything to judge."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One rule, held against the evidence.
+
+    Attributes:
+        figure: None where it is not known.
+        threshold: what the figure is held against; `says` tells on which side of it it has to be.
+        passed: None where the figure is not known.
+        must: whether it decides alone; otherwise it asks for caution.
+        says: what the rule asks for and what was found, in plain words.
+    """
+
+    name: str
+    figure: float | None
+    threshold: float
+    passed: bool | None
+    must: bool
+    says: str
+
+    def row(self) -> dict[str, str]:
+        """For a table."""
+        return {
+            "rule": self.name,
+            "kind": "must" if self.must else "should",
+            "figure": "not known" if self.figure is None else f"{self.figure:.3g}",
+            "threshold": f"{self.threshold:g}",
+            "passed": {True: "yes", False: "no", None: "not known"}[self.passed],
+            "says": self.says,
+        }
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Whether a carried vector may be used, and the rules that say so.
+
+    Attributes:
+        verdict: "no-go" where a rule that must hold fails, or nothing can be judged; "caution" where one that should
+            hold fails, or evidence is missing; else "go".
+    """
+
+    behavior: str
+    verdict: Verdict
+    rules: tuple[Rule, ...]
+
+    @property
+    def answer(self) -> str:
+        """The verdict with its reasons, in one sentence."""
+        if self.verdict == "go":
+            return f"go: all {len(self.rules)} rules hold"
+        decide_alone = [rule for rule in self.rules if rule.must and rule.passed is False]
+        reasons = decide_alone or [rule for rule in self.rules if not rule.passed]
+        return f"{self.verdict}: {'; '.join(rule.says for rule in reasons)}"
+
+    def rows(self) -> list[Mapping[str, str]]:
+        """For a table, a row a rule."""
+        return [rule.row() for rule in self.rules]
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything, ready for JSON."""
+        return {
+            "behavior": self.behavior,
+            "verdict": self.verdict,
+            "answer": self.answer,
+            "rules": [dict(vars(rule)) for rule in self.rules],
+        }
+
+    def __repr__(self) -> str:
+        failed = [rule.name for rule in self.rules if not rule.passed]
+        return f"Decision({self.behavior}: {self.verdict}{', for ' if failed else ''}{', '.join(failed)})"
+
+    def _repr_html_(self) -> str:
+        return f"<p><b>{html.escape(self.behavior)}</b>: {html.escape(self.answer)}</p>{html_columns(self.rows())}"
+
+
+def decide(
+    result: TransferResult,
+    *,
+    affine_map: AffineMap | None = None,
+    forecast: Any = None,
+    pareto: Any = None,
+    side_effects: SideEffects | None = None,
+    cosine_with_mean: float | None = None,
+) -> Decision:
+    """Go, caution or no-go, from the rules of `CRITERIA`.
+
+    Where the target's own vector has no effect to recover, the verdict is no-go, and the one rule says that the
+    transfer cannot be judged: that is no word against the map.
+
+    Args:
+        result: with the evidence that `evaluate_transfer` takes: the map, other behaviors' vectors as the control
+            "unrelated", the source, and the baseline "random_weights".
+        affine_map: what carried the vector: how much text it was fitted on.
+        forecast: a `Forecast` made beforehand, which the recovery is held against.
+        pareto: a `Pareto`: what native and transferred cost at equal effect.
+        side_effects: what they cost at the coefficients that are used, by the names "native" and "transferred"; read
+            where there is no `pareto`.
+        cosine_with_mean: of the carried vector and the target's mean activation.
+    """
+    figures = {
+        **_effect(result),
+        "cost": _cost(pareto, side_effects),
+        "mean activation": None if cosine_with_mean is None else abs(cosine_with_mean),
+        "text for the map": None if affine_map is None else affine_map.report.tokens_per_dimension,
+        "forecast": None if forecast is None else _outside(result.recovery.estimate, forecast.low, forecast.high),
+    }
+    native = slopes(result.native, result.coefficients).mean()
+    share = share_above(native, result.control_slopes("random"))
+    beyond = result.over_baseline.get("random_weights")
+    unknown = {} if beyond is None or beyond.reason is None else {"beyond random weights": beyond.reason}
+    return judge(result.behavior, figures, native=share, reason=result.recovery.reason, unknown=unknown)
+
+
+def judge(
+    behavior: str,
+    figures: Mapping[str, float | None],
+    *,
+    native: float,
+    reason: str | None = None,
+    unknown: Mapping[str, str] | None = None,
+) -> Decision:
+    """The rules alone, on figures by the names of `CRITERIA`.
+
+    Args:
+        figures: None, or left out, where one is not known.
+        native: share of the random vectors, and the native one, that do as much as the native one.
+        reason: why there is no recovery, where there is none: then nothing can be judged.
+        unknown: by name, why a figure is not known, where more can be said than what would give it.
+    """
+    can = "there is a native effect to recover" if reason is None else f"cannot be judged: {reason}"
+    gate = Rule("native effect", native, LEVEL, reason is None, True, can)
+    if reason is not None:
+        return Decision(behavior, "no-go", (gate,))
+    asked = [each for each in CRITERIA if each.without or figures.get(each.name) is not None]
+    rules = [gate, *(_rule(each, figures.get(each.name), (unknown or {}).get(each.name)) for each in asked)]
+    if any(rule.must and rule.passed is False for rule in rules):
+        return Decision(behavior, "no-go", tuple(rules))
+    return Decision(behavior, "go" if all(rule.passed for rule in rules) else "caution", tuple(rules))
+
+
+def _effect(result: TransferResult) -> dict[str, float | None]:
+    """The figures that the measurement itself gives."""
+    transferred = slopes(result.transferred, result.coefficients)
+    own = None if result.source_native is None else slopes(result.source_native, result.coefficients)
+    beyond = result.over_baseline.get("random_weights")
+    draws = {name: result.control_slopes(name) for name in result.controls}
+    return {
+        **{
+            rule: share_above(transferred.mean(), draws[name]) if name in draws else None
+            for rule, name in (("above random vectors", "random"), ("above shuffled maps", "shuffled_map"))
+        },
+        "recovery": result.recovery.low,
+        "beyond random weights": None if beyond is None else beyond.low,
+        "above unrelated vectors": None
+        if "unrelated" not in draws
+        else float((transferred.mean() - draws["unrelated"].max()) / slopes(result.native, result.coefficients).mean()),
+        "effect in the source": None if own is None else lower_bound(own),
+        "anti-steerable prompts": float((transferred < 0).double().mean()),
+    }
+
+
+def _cost(pareto: Any, side_effects: SideEffects | None) -> float | None:
+    """KL of transferred over native: at equal effect, or else at the coefficients that are used."""
+    if pareto is not None:
+        ratio: float | None = pareto.cost_ratio
+        return ratio
+    effects = {} if side_effects is None else side_effects.effects
+    if not {"native", "transferred"} <= effects.keys() or effects["native"].kl <= 0:
+        return None
+    return effects["transferred"].kl / effects["native"].kl
+
+
+def _outside(estimate: float | None, low: float | None, high: float | None) -> float | None:
+    """How far a recovery lies outside of an interval; 0 inside."""
+    if estimate is None or low is None or high is None:
+        return None
+    return max(low - estimate, estimate - high, 0.0)
+
+
+def share_above(slope: float | Tensor, draws: Float[Tensor, "draw"]) -> float:
+    """(1 + #{draws ≥ slope}) / (1 + draws): the chance of so high a rank among draws of one kind."""
+    return rank(float(slope), draws) / (1 + len(draws))
+
+
+def lower_bound(some: Float[Tensor, "prompt"]) -> float | None:
+    """Of the mean over prompts, by its standard error: 95 % two-sided. None of one prompt."""
+    n = len(some)
+    return float(some.mean() - 1.96 * some.double().std() / math.sqrt(n)) if n > 1 else None
+
+
+def _rule(criterion: Criterion, figure: float | None, why: str | None) -> Rule:
+    if figure is None:
+        says = f"{criterion.asks}: not known; {why or f'give {criterion.without}'}"
+        return Rule(criterion.name, None, criterion.threshold, None, criterion.must, says)
+    passed = figure >= criterion.threshold if criterion.bound == "at least" else figure <= criterion.threshold
+    says = f"{criterion.asks}: {figure:.3g}, {'' if passed else 'and not '}{criterion.bound} {criterion.threshold:g}"
+    return Rule(criterion.name, figure, criterion.threshold, passed, criterion.must, says)

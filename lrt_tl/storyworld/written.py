@@ -1,0 +1,44 @@
+"""Behaviors of storyworld that are scored on what the model writes, by the grammar's posterior."""
+
+import math
+from collections.abc import Sequence
+from functools import partial
+
+from lrt_tl.evaluation.behavior import Behavior
+from lrt_tl.evaluation.written import WrittenText
+from lrt_tl.storyworld.judge import score
+from lrt_tl.storyworld.tasks import find_task, neutral_prompts
+
+MOST_NATS = math.log(1e3)
+
+
+def written_behavior(
+    task: str, n: int = 32, *, max_new_tokens: int = 40, temperature: float = 0.8, n_samples: int = 1, seed: int = 0
+) -> Behavior:
+    """What the model writes after neutral prompts, judged by `posterior_log_odds`.
+
+    Raises:
+        LrtError: there is no such task, or an option cannot be: see `WrittenText`.
+    """
+    judge = partial(posterior_log_odds, task)
+    how = WrittenText(judge, max_new_tokens, temperature, n_samples, seed)
+    return Behavior(task, tuple(neutral_prompts(task, n, seed=seed)), how)
+
+
+def posterior_log_odds(task: str, prompts: Sequence[str], texts: Sequence[str]) -> list[float]:
+    """Log-odds, nats, of a task's positive value against its negative one, given each prompt and what follows it: by
+    the grammar's posterior (see `score`), and no further from 0 than log 1000, since a text often decides.
+
+    Raises:
+        LrtError: there is no such task.
+    """
+    chosen = find_task(task)
+    found = [score(prompt + text, task).probabilities for prompt, text in zip(prompts, texts, strict=True)]
+    return [_log_odds(of[chosen.positive], of[chosen.negative]) for of in found]
+
+
+def _log_odds(one: float, other: float) -> float:
+    if one == other:
+        return 0.0  # also where neither is possible
+    nats = math.log(one / other) if one and other else math.copysign(math.inf, one - other)
+    return max(-MOST_NATS, min(MOST_NATS, nats))
