@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 from jaxtyping import Float
 from torch import Tensor
 
-from lrt_tl.evaluation.evaluate import TransferResult
 from lrt_tl.evaluation.recovery import Recovery
-from lrt_tl.report.style import NULLS, SYMBOLS, color_of, layout
+from lrt_tl.evaluation.result import TransferResult
+from lrt_tl.report.style import NULLS, OTHERS, SYMBOLS, color_of, layout
 from lrt_tl.report.text import figure_text
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ def effect_figure(result: TransferResult) -> "Figure":
     from plotly.graph_objects import Figure, Scatter
 
     figure = Figure()
-    for name, scores in getattr(result, "baselines", {}).items():
+    for name, scores in result.baselines.items():
         figure.add_trace(_band(result.coefficients, scores, name, group="baselines"))
     for name, scores in reversed(list(result.controls.items())):
         figure.add_trace(_band(result.coefficients, scores, name, group=NULLS))
@@ -41,7 +41,7 @@ def effect_figure(result: TransferResult) -> "Figure":
         layout(
             title=figure_text(result.behavior),
             xaxis_title="coefficient (1 = the native vector's length)",
-            yaxis_title="score: log-odds of the behavior (nats)",
+            yaxis_title="score of the behavior, mean over prompts",
             height=460,
         )
     )
@@ -58,7 +58,7 @@ def recovery_figure(found: Mapping[str, Mapping[str, Recovery]]) -> "Figure":
     for place, (series, recoveries) in enumerate(found.items()):
         rows = {name: -behaviors.index(name) - _offset(place, len(found)) for name in recoveries}
         stated = {name: points for name, each in recoveries.items() if (points := _points(each))}
-        look = {"color": color_of(series, place), "symbol": SYMBOLS[place % len(SYMBOLS)], "size": 11}
+        look = {"color": OTHERS[place % len(OTHERS)], "symbol": SYMBOLS[place % len(SYMBOLS)], "size": 11}
         marks: dict[str, Any] = {"mode": "markers", "marker": look}
         error = {
             "type": "data",

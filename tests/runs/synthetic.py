@@ -7,8 +7,8 @@ import torch
 
 from lrt_tl.alignment.affine_map import AffineMap
 from lrt_tl.alignment.fit_report import FitReport
-from lrt_tl.evaluation.evaluate import TransferResult
 from lrt_tl.evaluation.recovery import Recovery
+from lrt_tl.evaluation.result import TransferResult
 from lrt_tl.models.identity import ModelIdentity, Site
 from lrt_tl.runs.run import BehaviorTransfer, TransferRun
 from lrt_tl.steering.vector import SteeringVector

@@ -1,6 +1,6 @@
 """Which sections a run has, and what is said of those that are missing."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import plotly.graph_objects as go
@@ -8,8 +8,11 @@ import pytest
 import torch
 
 from lrt_tl.alignment.layer_search import LayerSearch
+from lrt_tl.evaluation.capability import Capability
+from lrt_tl.evaluation.decide import Decision, Rule
+from lrt_tl.evaluation.off_target import OffTarget, OffTargetSlope
 from lrt_tl.evaluation.recovery import Recovery
-from lrt_tl.report.page import Code, Figure, Page, Section, Table, Texts
+from lrt_tl.report.page import Code, Figure, Note, Page, Section, Table, Texts
 from lrt_tl.runs.provenance import call_of, digest, model_rows
 from lrt_tl.runs.run import TransferRun
 from lrt_tl.runs.sections import page_of, recovery_rows
@@ -21,7 +24,6 @@ class Part:
     """Stands for a part of the evidence."""
 
     name: str
-    verdict: str = "caution"
     estimate: float = 0.7
     low: float = 0.5
     high: float = 0.9
@@ -40,9 +42,19 @@ R2 = torch.tensor([[0.1, 0.5], [0.2, 0.3]])
 SEARCH = LayerSearch("small", "large", (0, 1), (2, 3), R2, R2, R2, 0.4, (0.1, 0.2), 100, 1000, None)
 
 
+SPILL = OffTarget({"mood": {"mood": OffTargetSlope(1.0, 0.5, 1.5, 1.0)}})
+RIGHT = {"plain": torch.tensor([True, True]), "native": torch.tensor([True, False])}
+DECISION = Decision("mood", "caution", (Rule("recovery", 0.5, 0.6, False, False, "recovery is 0.5, under 0.6"),))
+EVIDENCE = {
+    "pareto": Part("pareto"),
+    "capability": Capability(RIGHT, RIGHT, 0.25),
+    "forecast": Part("forecast"),
+    "decision": DECISION,
+}
+
+
 def whole() -> TransferRun:
-    names = ("pareto", "capability", "forecast", "decision", "off_target")
-    return a_run(search=SEARCH, **{name: Part(name) for name in names})
+    return a_run(search=SEARCH, off_target=SPILL, **EVIDENCE)
 
 
 def sections_of(page: Page) -> dict[str, Section]:
@@ -54,7 +66,8 @@ def tables(section: Section) -> list[Any]:
 
 
 def test_a_bare_run_has_the_sections_that_it_can_fill_and_names_the_rest() -> None:
-    found = sections_of(page_of(a_run()))
+    result = replace(a_result(), missing={"shuffled_map": "there is no map"})
+    found = sections_of(page_of(a_run([result])))
     assert list(found) == [
         "What the vectors do",
         "Recovery",
@@ -64,20 +77,20 @@ def test_a_bare_run_has_the_sections_that_it_can_fill_and_names_the_rest() -> No
         "How to reproduce this",
     ]
     _, missing = tables(found["What was left out"])
-    parts = "side effects, pareto, capability, forecast, decision"
-    assert missing["mood"] == f"{parts}, shuffled map, mean activation, padded, unrelated"
-    assert missing["of the run"] == "off target, layer search"
+    assert missing["mood"] == "side effects; pareto; capability; forecast; decision; shuffled map (there is no map)"
+    assert missing["of the run"] == "off target; layer search"
 
 
 def test_every_part_of_the_evidence_has_its_place() -> None:
     page = page_of(whole())
     found = sections_of(page)
     assert page.answer.verdict == "mood: caution"
-    places = {"What it costs": ["pareto", "capability"], "What else moves": ["off_target"], "Decision": ["decision"]}
-    for title, names in places.items():
-        assert tables(found[title]) == [[{"part": name}] for name in names]
-        figures = [block.figure for block in found[title].blocks if isinstance(block, Figure)]
-        assert [figure.layout.title.text for figure in figures] == names
+    assert tables(found["What it costs"]) == [[{"part": "pareto"}], EVIDENCE["capability"].rows()]
+    assert tables(found["What else moves"]) == [SPILL.rows()]
+    assert [block for block in found["Decision"].blocks if isinstance(block, Note)] == [Note(DECISION.answer)]
+    assert tables(found["Decision"]) == [DECISION.rows()]
+    figures = [block.figure for block in found["What it costs"].blocks if isinstance(block, Figure)]
+    assert figures[0].layout.title.text == "pareto"
     forecast, *_ = found["Forecast and outcome"].blocks
     assert isinstance(forecast, Figure)
     assert [list(trace.x) for trace in forecast.figure.data] == [[0.7], [0.5]]
@@ -129,7 +142,6 @@ def test_a_digest_is_of_the_texts_and_their_order() -> None:
 
 @pytest.mark.parametrize("missing", ["pareto", "forecast", "decision"])
 def test_a_part_that_is_missing_is_named(missing: str) -> None:
-    names = {"pareto", "capability", "forecast", "decision"} - {missing}
-    run = a_run(**{name: Part(name) for name in names})
+    run = a_run(**{name: part for name, part in EVIDENCE.items() if name != missing})
     _, left_out = tables(sections_of(page_of(run))["What was left out"])
-    assert left_out["mood"].split(", ")[:2] == ["side effects", missing]
+    assert left_out["mood"].split("; ")[:2] == ["side effects", missing]
