@@ -205,13 +205,7 @@ def transfer(
         ),
         search=search,
         layer_choice=choice,
-        data={"documents": digest(document.text for document in documents)}
-        | {
-            f"contrast pairs of {behavior.name}": digest(
-                text for pair in task.contrast for text in (pair.positive, pair.negative)
-            )
-            for behavior, task in zip(behaviors, read, strict=True)
-        },
+        data={"documents": digest(document.text for document in documents)},
     )
 
 

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 from jaxtyping import Float
 from torch import Tensor
 
-from lrt_tl.evaluation.evaluate import TransferResult
 from lrt_tl.evaluation.recovery import Recovery
-from lrt_tl.report.style import NULLS, SYMBOLS, color_of, layout
+from lrt_tl.evaluation.result import TransferResult
+from lrt_tl.report.style import NULLS, OTHERS, SYMBOLS, color_of, layout
 from lrt_tl.report.text import figure_text
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ def effect_figure(result: TransferResult) -> "Figure":
     from plotly.graph_objects import Figure, Scatter
 
     figure = Figure()
-    for name, scores in getattr(result, "baselines", {}).items():
+    for name, scores in result.baselines.items():
         figure.add_trace(_band(result.coefficients, scores, name, group="baselines"))
     for name, scores in reversed(list(result.controls.items())):
         figure.add_trace(_band(result.coefficients, scores, name, group=NULLS))
@@ -31,6 +31,7 @@ def effect_figure(result: TransferResult) -> "Figure":
                 x=list(result.coefficients),
                 y=getattr(result, name).mean(-1).tolist(),
                 name=name,
+                legendrank=1,
                 mode="lines+markers",
                 line={"color": color_of(name), "width": 3, "dash": "dash" if name == "transferred" else "solid"},
                 marker={"symbol": SYMBOLS[place], "size": 8},
@@ -40,7 +41,7 @@ def effect_figure(result: TransferResult) -> "Figure":
         layout(
             title=figure_text(result.behavior),
             xaxis_title="coefficient (1 = the native vector's length)",
-            yaxis_title="score: log-odds of the behavior (nats)",
+            yaxis_title="score of the behavior, mean over prompts",
             height=460,
         )
     )
@@ -57,8 +58,8 @@ def recovery_figure(found: Mapping[str, Mapping[str, Recovery]]) -> "Figure":
     for place, (series, recoveries) in enumerate(found.items()):
         rows = {name: -behaviors.index(name) - _offset(place, len(found)) for name in recoveries}
         stated = {name: points for name, each in recoveries.items() if (points := _points(each))}
-        look = {"color": color_of(series, place), "symbol": SYMBOLS[place % len(SYMBOLS)], "size": 11}
-        marks: dict[str, Any] = {"mode": "markers", "marker": look, "legendgroup": str(place)}
+        look = {"color": OTHERS[place % len(OTHERS)], "symbol": SYMBOLS[place % len(SYMBOLS)], "size": 11}
+        marks: dict[str, Any] = {"mode": "markers", "marker": look}
         error = {
             "type": "data",
             "symmetric": False,
@@ -68,7 +69,12 @@ def recovery_figure(found: Mapping[str, Mapping[str, Recovery]]) -> "Figure":
         x, y = [estimate for _, estimate, _ in stated.values()], [rows[name] for name in stated]
         figure.add_trace(Scatter(x=x, y=y, name=figure_text(series), error_x=error, **marks))
         if none := [row for name, row in rows.items() if name not in stated]:
-            said = {"mode": "text", "text": ["none"] * len(none), "textposition": "middle right", "showlegend": False}
+            said = {
+                "mode": "text",
+                "text": [f"none, {figure_text(series)}"] * len(none),
+                "textposition": "middle right",
+                "showlegend": False,
+            }
             figure.add_trace(Scatter(x=[0.0] * len(none), y=none, hoverinfo="skip", **(marks | said)))
     for at in (0, 1):
         figure.add_vline(x=at, line={"width": 1, "dash": "dot", "color": "#888888"})
@@ -114,7 +120,7 @@ def _band(x: Iterable[float], scores: Float[Tensor, "draw coefficient prompt"], 
         mode="lines",
         line={"color": color_of(name), "width": 0 if filled else 2, "dash": "dot"},
         name=figure_text(name.replace("_", " ")) + ("" if one else " (90 % of draws)"),
-        legendgroup=group,
+        meta=group,
         opacity=0.5 if filled else 0.8,
         hoverinfo="skip",
     )

@@ -25,10 +25,10 @@ addEventListener("afterprint", () => {
   eachPlot({ template: ofScreen(), width: null, autosize: true });
 });
 
-for (const box of document.querySelectorAll("[data-group]")) {
+for (const box of document.querySelectorAll("[data-optional]")) {
   box.addEventListener("change", () => {
     const plot = box.closest("figure").querySelector("[data-figure]");
-    const members = plot.data.flatMap((trace, place) => trace.legendgroup === box.dataset.group ? [place] : []);
+    const members = plot.data.flatMap((trace, place) => trace.meta === box.dataset.optional ? [place] : []);
     Plotly.restyle(plot, { visible: box.checked }, members);
   });
 }

@@ -36,7 +36,7 @@ class Figure:
     figure: Any
     caption: str = ""
     optional: str = ""
-    """A legend group, which a box above the figure shows and hides."""
+    """The `meta` of traces that a box above the figure shows and hides."""
 
 
 @dataclass(frozen=True)

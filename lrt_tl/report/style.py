@@ -10,25 +10,26 @@ COLORS = {
     "mean_activation": "#009e73",
     "padded": "#e377c2",
     "unrelated": "#17becf",
+    "random_map": "#a0522d",
     "random_weights": "#8c6bb1",
 }
 OTHERS = ("#1f77b4", "#d55e00", "#009e73", "#cc79a7", "#bc9a3c", "#17becf", "#7f7f7f")
-"""For series without a color of their own (after Okabe and Ito 2008)."""
+"""For series without a color of their own, by their places (after Okabe and Ito 2008)."""
 SYMBOLS = ("circle", "diamond", "square", "triangle-up", "cross", "x", "star")
 NULLS = "nulls"
-"""The legend group of what should do nothing in particular."""
+"""The `meta` of traces that should do nothing in particular, by which a page shows and hides them."""
 
 
-def color_of(name: str, place: int = 0) -> str:
-    """The color of an arm or control by its name, or of the series at a place."""
-    return COLORS.get(name, OTHERS[place % len(OTHERS)])
+def color_of(name: str) -> str:
+    """The color of an arm, a control or a baseline; others share one."""
+    return COLORS.get(name, "#6b6bd6")
 
 
 def layout(**more: Any) -> dict[str, Any]:
     """What all figures share, for `Figure.update_layout`: white paper; a page sets its own."""
     shared = {
         "template": "plotly_white",
-        "legend": {"orientation": "h", "y": -0.2, "yanchor": "top", "x": 0, "xanchor": "left"},
+        "legend": {"orientation": "h", "yref": "container", "y": 0, "yanchor": "bottom", "x": 0, "xanchor": "left"},
         "margin": {"l": 60, "r": 20, "t": 50, "b": 60},
     }
     return shared | more

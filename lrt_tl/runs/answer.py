@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 
-from lrt_tl.evaluation.evaluate import TransferResult
 from lrt_tl.evaluation.recovery import Recovery
+from lrt_tl.evaluation.result import TransferResult
 from lrt_tl.report.page import Answer
 from lrt_tl.report.text import shown_name
 

@@ -20,14 +20,14 @@ _LIMITS = """- Map and vectors belong to these two models, in this basis of the 
 
 def card_of(run: TransferRun) -> str:
     """The card: YAML metadata and markdown. Names of models and behaviors are escaped in both."""
-    title = f"Steering vectors from {describe_sites(run.affine_map.sources)} to {run.affine_map.target}"
+    title = shown_name(f"{describe_sites(run.affine_map.sources)} to {run.affine_map.target}")
     answer = run.answer()
     decided = answer.verdict or "nothing was decided: the figures are for the reader to judge"
     return f"""---
-{_metadata(run).to_yaml().strip()}
+{_metadata(run, title).to_yaml().strip()}
 ---
 
-# {markdown_text(title)}
+# Steering vectors from {markdown_text(title)}
 
 **Answer.** {markdown_text(answer.sentence)}
 
@@ -62,8 +62,7 @@ With {", ".join(f"{name} {number}" for name, number in versions().items())}.
 """
 
 
-def _metadata(run: TransferRun) -> ModelCardData:
-    title = shown_name(f"{describe_sites(run.affine_map.sources)} to {run.affine_map.target}")
+def _metadata(run: TransferRun, title: str) -> ModelCardData:
     results = [
         EvalResult(
             task_type="steering-vector-transfer",

@@ -9,7 +9,10 @@ from typing import Any
 from lrt_tl.alignment.affine_map import AffineMap
 from lrt_tl.alignment.layer_search import LayerSearch
 from lrt_tl.artifacts import new_folder, write_json, write_text
+from lrt_tl.evaluation.capability import Capability
+from lrt_tl.evaluation.decide import Decision
 from lrt_tl.evaluation.layer_choice import LayerChoice
+from lrt_tl.evaluation.off_target import OffTarget
 from lrt_tl.evaluation.result import TransferResult
 from lrt_tl.evaluation.side_effects import SideEffects
 from lrt_tl.report.page import Answer
@@ -38,11 +41,10 @@ class BehaviorTransfer:
     side_effects: SideEffects | None = None
     pareto: Any = None
     """Effect against KL, of native and transferred."""
-    capability: Any = None
+    capability: Capability | None = None
     forecast: Any = None
     """Made before the target was steered: `estimate`, `low` and `high` of the recovery."""
-    decision: Any = None
-    """Its `verdict`, and the rules."""
+    decision: Decision | None = None
 
     def evidence(self) -> dict[str, Any]:
         """The parts beside the result, by name."""
@@ -57,13 +59,13 @@ class TransferRun:
     affine_map: AffineMap
     behaviors: list[BehaviorTransfer]
     arguments: Mapping[str, Any] = field(default_factory=dict)
-    off_target: Any = None
+    off_target: OffTarget | None = None
     """What each vector does to the other behaviors."""
     search: LayerSearch | None = None
     layer_choice: LayerChoice | None = None
     """Where the target's layer was chosen: the effects at each, on prompts on which nothing else was measured."""
     data: Mapping[str, str] = field(default_factory=dict)
-    """`digest` of what was read, by name: documents, contrast pairs. Prompts are added."""
+    """`digest` of what was read, by name, such as the documents. Prompts and contrast pairs are added."""
 
     @property
     def target_name(self) -> str:
@@ -77,9 +79,13 @@ class TransferRun:
         return answer_of([behavior.result for behavior in self.behaviors], self.target_name, decided)
 
     def digests(self) -> dict[str, str]:
-        """SHA-256 of the texts that went into the run, by what they are."""
-        prompts = {f"prompts of {b.result.behavior}": digest(b.result.prompts) for b in self.behaviors}
-        return {**self.data, **prompts}
+        """What the texts that went into the run are recognized by."""
+        found = dict(self.data)
+        for behavior in self.behaviors:
+            found[f"prompts of {behavior.result.behavior}"] = digest(behavior.result.prompts)
+            if "data" in behavior.native.provenance:
+                found[f"contrast pairs of {behavior.result.behavior}"] = str(behavior.native.provenance["data"])
+        return found
 
     def summary(self) -> dict[str, Any]:
         """All figures, ready for JSON: `summary.schema.json` says what each key holds."""
@@ -138,8 +144,8 @@ class TransferRun:
 
 
 def folder_name(behavior: str) -> str:
-    """A behavior's name as the name of a folder: letters, digits, `-` and `_` only."""
-    return re.sub(r"[^A-Za-z0-9_-]+", "-", behavior).strip("-") or "behavior"
+    """A behavior's name as the name of a folder: letters, digits, `-` and `_` only, and no more than 200 of them."""
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", behavior).strip("-")[:200] or "behavior"
 
 
 def _as_json(parts: Mapping[str, Any]) -> dict[str, Any]:

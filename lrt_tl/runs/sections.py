@@ -9,10 +9,10 @@ from lrt_tl.evaluation.recovery import Recovery, rank
 from lrt_tl.models.identity import describe_sites
 from lrt_tl.report.page import Block, Code, Figure, Note, Page, Section, Table, Texts
 from lrt_tl.report.style import NULLS
+from lrt_tl.report.text import shown_name
 from lrt_tl.runs.provenance import call_of, model_rows, versions
 from lrt_tl.runs.run import TransferRun
-
-_CONTROLS = ("random", "shuffled_map", "mean_activation", "padded", "unrelated")
+from lrt_tl.tables import flattened
 
 
 def page_of(run: TransferRun) -> Page:
@@ -42,7 +42,7 @@ def recovery_rows(run: TransferRun) -> list[dict[str, str]]:
         result = behavior.result
         draws = result.control_slopes("random")
         row = {
-            "behavior": result.behavior,
+            "behavior": shown_name(result.behavior),
             "recovery": str(result.recovery),
             "at matched KL": str(result.recovery_matched_kl),
             "own vector's slope": f"{result.slope('native'):+.3f}",
@@ -70,6 +70,9 @@ def _recovery(run: TransferRun) -> Section:
         "matched norm": {result.behavior: result.recovery for result in results},
         "matched KL": {result.behavior: result.recovery_matched_kl for result in results},
     }
+    for name in {name: None for result in results for name in result.over_baseline}:
+        over = {result.behavior: result.over_baseline[name] for result in results if name in result.over_baseline}
+        points[f"over {name.replace('_', ' ')}"] = over
     note = (
         "Recovery = (slope of the transferred vector − slope of random vectors) / (slope of the native vector − slope "
         "of random vectors). Intervals are 95 %, by bootstrap over prompts and random draws together. None is stated "
@@ -140,18 +143,18 @@ def _decisions(run: TransferRun) -> Section:
     blocks: list[Block] = []
     for each in run.behaviors:
         if each.decision is not None:
-            blocks += _shown(each.decision, f"{each.result.behavior}: {each.decision.verdict}")
+            blocks += [*_shown(each.decision, each.result.behavior), Note(each.decision.answer)]
     return Section("Decision", blocks)
 
 
 def _left_out(run: TransferRun) -> Section:
     missing: dict[str, str] = {}
     for each in run.behaviors:
-        controls = [name for name in _CONTROLS if name not in each.result.controls]
-        parts = [name for name, part in each.evidence().items() if part is None]
-        missing[each.result.behavior] = ", ".join([*parts, *controls]).replace("_", " ") or "nothing"
+        parts = [name.replace("_", " ") for name, part in each.evidence().items() if part is None]
+        parts += [f"{name.replace('_', ' ')} ({reason})" for name, reason in each.result.missing.items()]
+        missing[each.result.behavior] = "; ".join(parts) or "nothing"
     whole = {"off target": run.off_target, "layer search": run.search}
-    missing["of the run"] = ", ".join(name for name, part in whole.items() if part is None) or "nothing"
+    missing["of the run"] = "; ".join(name for name, part in whole.items() if part is None) or "nothing"
     harvested = Table(run.affine_map.report.harvested(), "Text that the map was fitted on")
     return Section("What was left out", [harvested, Table(missing, "Not measured")])
 
@@ -164,6 +167,7 @@ def _reproduction(run: TransferRun) -> Section:
         Table(versions(), "Versions"),
         Table(model_rows([*run.affine_map.sources, run.affine_map.target]), "Models"),
         Table(run.digests(), "Data"),
+        Table(flattened(run.affine_map.report.harvest.get("settings", {})), "How the text was read"),
     ]
     return Section("How to reproduce this", blocks)
 

@@ -7,8 +7,8 @@ import torch
 
 from lrt_tl.alignment.affine_map import AffineMap
 from lrt_tl.alignment.fit_report import FitReport
-from lrt_tl.evaluation.evaluate import TransferResult
 from lrt_tl.evaluation.recovery import Recovery
+from lrt_tl.evaluation.result import TransferResult
 from lrt_tl.models.identity import ModelIdentity, Site
 from lrt_tl.runs.run import BehaviorTransfer, TransferRun
 from lrt_tl.steering.vector import SteeringVector
@@ -52,7 +52,7 @@ def a_run(
     arguments: Mapping[str, Any] | None = None,
     **evidence: Any,
 ) -> TransferRun:
-    """One behavior for each result; `evidence` is every behavior's, but `off_target` and `search`, which are the run's."""
+    """One behavior for each result; `evidence` is every behavior's, but `off_target` and `search` are the run's."""
     source, target = a_site(models[0], 1, 4), a_site(models[1], 2, 3)
     affine_map = AffineMap(torch.eye(3, 4), torch.zeros(3), (source,), target, torch.eye(3), 1.0, REPORT)
     of_run = {name: evidence.pop(name) for name in ("off_target", "search") if name in evidence}

@@ -1,0 +1,147 @@
+"""Which sections a run has, and what is said of those that are missing."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import plotly.graph_objects as go
+import pytest
+import torch
+
+from lrt_tl.alignment.layer_search import LayerSearch
+from lrt_tl.evaluation.capability import Capability
+from lrt_tl.evaluation.decide import Decision, Rule
+from lrt_tl.evaluation.off_target import OffTarget, OffTargetSlope
+from lrt_tl.evaluation.recovery import Recovery
+from lrt_tl.report.page import Code, Figure, Note, Page, Section, Table, Texts
+from lrt_tl.runs.provenance import call_of, digest, model_rows
+from lrt_tl.runs.run import TransferRun
+from lrt_tl.runs.sections import page_of, recovery_rows
+from tests.runs.synthetic import a_result, a_run, a_site
+
+
+@dataclass(frozen=True)
+class Part:
+    """Stands for a part of the evidence."""
+
+    name: str
+    estimate: float = 0.7
+    low: float = 0.5
+    high: float = 0.9
+
+    def rows(self) -> list[dict[str, str]]:
+        return [{"part": self.name}]
+
+    def figure(self) -> Any:
+        return go.Figure(layout={"title": self.name})
+
+    def to_json(self) -> dict[str, Any]:
+        return dict(vars(self))
+
+
+R2 = torch.tensor([[0.1, 0.5], [0.2, 0.3]])
+SEARCH = LayerSearch("small", "large", (0, 1), (2, 3), R2, R2, R2, 0.4, (0.1, 0.2), 100, 1000, None)
+
+
+SPILL = OffTarget({"mood": {"mood": OffTargetSlope(1.0, 0.5, 1.5, 1.0)}})
+RIGHT = {"plain": torch.tensor([True, True]), "native": torch.tensor([True, False])}
+DECISION = Decision("mood", "caution", (Rule("recovery", 0.5, 0.6, False, False, "recovery is 0.5, under 0.6"),))
+EVIDENCE = {
+    "pareto": Part("pareto"),
+    "capability": Capability(RIGHT, RIGHT, 0.25),
+    "forecast": Part("forecast"),
+    "decision": DECISION,
+}
+
+
+def whole() -> TransferRun:
+    return a_run(search=SEARCH, off_target=SPILL, **EVIDENCE)
+
+
+def sections_of(page: Page) -> dict[str, Section]:
+    return {section.title: section for section in page.sections}
+
+
+def tables(section: Section) -> list[Any]:
+    return [block.rows for block in section.blocks if isinstance(block, Table)]
+
+
+def test_a_bare_run_has_the_sections_that_it_can_fill_and_names_the_rest() -> None:
+    result = replace(a_result(), missing={"shuffled_map": "there is no map"})
+    found = sections_of(page_of(a_run([result])))
+    assert list(found) == [
+        "What the vectors do",
+        "Recovery",
+        "The map",
+        "Texts, plain and steered",
+        "What was left out",
+        "How to reproduce this",
+    ]
+    _, missing = tables(found["What was left out"])
+    assert missing["mood"] == "side effects; pareto; capability; forecast; decision; shuffled map (there is no map)"
+    assert missing["of the run"] == "off target; layer search"
+
+
+def test_every_part_of_the_evidence_has_its_place() -> None:
+    page = page_of(whole())
+    found = sections_of(page)
+    assert page.answer.verdict == "mood: caution"
+    assert tables(found["What it costs"]) == [[{"part": "pareto"}], EVIDENCE["capability"].rows()]
+    assert tables(found["What else moves"]) == [SPILL.rows()]
+    assert [block for block in found["Decision"].blocks if isinstance(block, Note)] == [Note(DECISION.answer)]
+    assert tables(found["Decision"]) == [DECISION.rows()]
+    figures = [block.figure for block in found["What it costs"].blocks if isinstance(block, Figure)]
+    assert figures[0].layout.title.text == "pareto"
+    forecast, *_ = found["Forecast and outcome"].blocks
+    assert isinstance(forecast, Figure)
+    assert [list(trace.x) for trace in forecast.figure.data] == [[0.7], [0.5]]
+    assert tables(found["Which layers"]) == [SEARCH.summary()]
+    assert found["What was left out"].title in found
+    assert list(found).index("Decision") < list(found).index("What was left out")
+
+
+def test_the_texts_and_the_way_to_reproduce_are_the_runs() -> None:
+    samples = [{"prompt": "p", "plain": "a", "native": "b"}]
+    found = sections_of(page_of(a_run(samples=samples, arguments={"command": "lrt-tl transfer --seed 3"})))
+    texts = found["Texts, plain and steered"].blocks[0]
+    assert isinstance(texts, Texts)
+    assert (texts.rows, texts.against) == (samples, "plain")
+    code = found["How to reproduce this"].blocks[0]
+    assert code == Code("lrt-tl transfer --seed 3")
+
+
+def test_rows_say_the_rank_among_random_vectors() -> None:
+    result = a_result()
+    (row,) = recovery_rows(a_run([result]))
+    above = sum(float(slope) >= 1.0 for slope in result.control_slopes("random"))
+    assert row["its rank among random ones"] == f"{1 + above} of 21"
+    assert (row["recovery"], row["own vector's slope"], row["transferred"]) == ("0.50 [0.40, 0.60]", "+2.000", "+1.000")
+
+
+def test_in_a_notebook_a_run_is_one_short_table() -> None:
+    shown = a_run([a_result("<b>"), a_result("b", Recovery(None, None, None, "why"))])._repr_html_()
+    assert shown.count("<tr>") == 3
+    assert "<b>" not in shown
+    assert "none: why" in shown
+
+
+def test_a_call_in_python_is_spelled_out() -> None:
+    assert call_of({"layers": (1, 2), "seed": 3}).splitlines()[2:] == ["    layers=(1, 2),", "    seed=3,", ")"]
+
+
+def test_models_are_told_by_their_fingerprints() -> None:
+    rows = model_rows([a_site("a", 0, 4), a_site("a", 1, 4), a_site("b", 0, 4)])
+    assert [row["model"] for row in rows] == ["a", "b"]
+    assert rows[0]["SHA-256 of the weights' fingerprint"] == rows[1]["SHA-256 of the weights' fingerprint"]
+
+
+def test_a_digest_is_of_the_texts_and_their_order() -> None:
+    assert digest([]) == "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+    others = [["ab", "c"], ["a", "bc"], ["c", "ab"], ["ab", "c", ""], ["\ud800"]]
+    assert len({digest(texts) for texts in others}) == len(others)
+
+
+@pytest.mark.parametrize("missing", ["pareto", "forecast", "decision"])
+def test_a_part_that_is_missing_is_named(missing: str) -> None:
+    run = a_run(**{name: part for name, part in EVIDENCE.items() if name != missing})
+    _, left_out = tables(sections_of(page_of(run))["What was left out"])
+    assert left_out["mood"].split("; ")[:2] == ["side effects", missing]
