@@ -31,7 +31,7 @@ from lrt_tl.models.reinitialized import reinitialized
 from lrt_tl.runs.provenance import digest
 from lrt_tl.runs.run import BehaviorTransfer, TransferRun, folder_name
 from lrt_tl.steering.contrast import ContrastPair, read_contrast_pairs
-from lrt_tl.steering.extraction import mean_difference
+from lrt_tl.steering.extraction import mean_activation, mean_difference
 from lrt_tl.steering.states import PairPosition, check_pair_position
 from lrt_tl.steering.vector import SteeringVector
 from lrt_tl.storyworld.named import (
@@ -280,6 +280,8 @@ def _judged(
     prompts = result.prompts[:_WRITTEN_PROMPTS]
     effects = side_effects(target, steering, neutral, prompts=prompts, seed=seed, **shared)
     doses = pareto(target, result, vectors.native, vectors.transferred, neutral, seed=seed, **shared)
+    mean = mean_activation(target, neutral, hook_name=vectors.native.site.hook_name, **shared)
+    cosine_with_mean = float(torch.cosine_similarity(mean.direction, vectors.transferred.direction, dim=0))
     shown = {"plain": None, **steering, "transferred, reversed": equal.add(-strength)}
     return BehaviorTransfer(
         tuple(vectors.of_source),
@@ -291,7 +293,9 @@ def _judged(
         side_effects=effects,
         pareto=doses,
         capability=capability(target, steering, questions, **shared) if questions else None,
-        decision=decide(result, affine_map=affine_map, pareto=doses, side_effects=effects),
+        decision=decide(
+            result, affine_map=affine_map, pareto=doses, side_effects=effects, cosine_with_mean=cosine_with_mean
+        ),
     )
 
 

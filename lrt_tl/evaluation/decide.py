@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lrt_tl.alignment.affine_map import FEW_TOKENS_PER_DIMENSION, AffineMap
 from lrt_tl.evaluation.effects import slopes
+from lrt_tl.evaluation.pareto import Pareto
 from lrt_tl.evaluation.recovery import LEVEL, rank
 from lrt_tl.evaluation.result import TransferResult
 from lrt_tl.evaluation.side_effects import SideEffects
@@ -190,7 +191,7 @@ def decide(
     *,
     affine_map: AffineMap | None = None,
     forecast: Any = None,
-    pareto: Any = None,
+    pareto: Pareto | None = None,
     side_effects: SideEffects | None = None,
     cosine_with_mean: float | None = None,
 ) -> Decision:
@@ -220,6 +221,8 @@ def decide(
     share = share_above(native, result.control_slopes("random"))
     beyond = result.over_baseline.get("random_weights")
     unknown = {} if beyond is None or beyond.reason is None else {"beyond random weights": beyond.reason}
+    if pareto is not None and pareto.cost_ratio.reason is not None:
+        unknown["cost"] = pareto.cost_ratio.reason
     return judge(result.behavior, figures, native=share, reason=result.recovery.reason, unknown=unknown)
 
 
@@ -271,11 +274,10 @@ def _effect(result: TransferResult) -> dict[str, float | None]:
     }
 
 
-def _cost(pareto: Any, side_effects: SideEffects | None) -> float | None:
+def _cost(pareto: Pareto | None, side_effects: SideEffects | None) -> float | None:
     """KL of transferred over native: at equal effect, or else at the coefficients that are used."""
     if pareto is not None:
-        ratio: float | None = pareto.cost_ratio
-        return ratio
+        return pareto.cost_ratio.estimate
     effects = {} if side_effects is None else side_effects.effects
     if not {"native", "transferred"} <= effects.keys() or effects["native"].kl <= 0:
         return None

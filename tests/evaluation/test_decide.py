@@ -12,6 +12,7 @@ from lrt_tl.alignment.fit import fit_affine_map
 from lrt_tl.evaluation.behavior import AnswerTokens, Behavior
 from lrt_tl.evaluation.decide import CRITERIA, Decision, decide, judge
 from lrt_tl.evaluation.evaluate import TransferResult, evaluate_transfer
+from lrt_tl.evaluation.pareto import CostRatio, Pareto
 from lrt_tl.evaluation.recovery import Recovery
 from lrt_tl.evaluation.side_effects import SideEffect, SideEffects
 from lrt_tl.steering.extraction import mean_difference
@@ -169,8 +170,8 @@ def test_what_can_be_read_off_the_words_is_no_transfer(result: TransferResult) -
 
 
 def test_cost_is_at_equal_effect_where_that_is_known(result: TransferResult) -> None:
-    class Pareto:
-        cost_ratio = 1.25
+    def at_equal_effect(ratio: CostRatio) -> Pareto:
+        return Pareto(result.behavior, {}, (), ratio)
 
     def effect(kl: float) -> SideEffect:
         return SideEffect(kl=kl, perplexity=2.0, perplexity_plain=2.0, agreement=1.0)
@@ -178,7 +179,11 @@ def test_cost_is_at_equal_effect_where_that_is_known(result: TransferResult) -> 
     changed = given_recovery(result, Recovery(0.7, 0.6, 0.8))
     effects = SideEffects({"plain": effect(0.0), "native": effect(0.2), "transferred": effect(0.3)})
     assert by_name(decide(changed, side_effects=effects))["cost"] == pytest.approx(1.5)
-    assert by_name(decide(changed, side_effects=effects, pareto=Pareto()))["cost"] == 1.25
+    known, never = at_equal_effect(CostRatio(1.25, 1.0, 1.5, 0.4)), at_equal_effect(CostRatio(reason="never reached"))
+    assert by_name(decide(changed, side_effects=effects, pareto=known))["cost"] == 1.25
+    unknown = decide(changed, side_effects=effects, pareto=never)
+    assert by_name(unknown)["cost"] is None
+    assert "never reached" in unknown._repr_html_()
     assert by_name(decide(changed, side_effects=SideEffects({"other": effect(0.1)})))["cost"] is None
     nothing = SideEffects({"native": effect(0.0), "transferred": effect(0.3)})
     assert by_name(decide(changed, side_effects=nothing))["cost"] is None
