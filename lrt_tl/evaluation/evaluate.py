@@ -257,7 +257,7 @@ def _checked(directions: Mapping[str, Tensor], d_model: int, *, taken: Iterable[
     names = {*taken, *VECTORS}
     for name, some in directions.items():
         if name in names:
-            raise LrtError(f"a control cannot be named {name!r}: that is another arm of the measurement")
+            raise LrtError(f"a control or baseline cannot be named {name!r}: that is another arm of the measurement")
         if some.ndim != 2 or some.shape[1] != d_model or not some.numel() or not some.norm(dim=1).all():
             raise LrtError(f"control {name!r} must be directions [draw, {d_model}], none of them zero")
     return {name: some.float().cpu() for name, some in directions.items()}
