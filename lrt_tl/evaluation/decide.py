@@ -96,7 +96,7 @@ CRITERIA = (
     Criterion(
         "mean activation", MOST_OF_MEAN, "at most", False,
         "it is not mostly the target's mean activation (cosine with it)",
-        "the cosine with the mean activation: decide(cosine_with_mean=…)",
+        "neutral text: evaluate_transfer(neutral=…)",
     ),
     Criterion(
         "text for the map", float(FEW_TOKENS_PER_DIMENSION), "at least", False,
@@ -193,7 +193,6 @@ def decide(
     forecast: Any = None,
     pareto: Pareto | None = None,
     side_effects: SideEffects | None = None,
-    cosine_with_mean: float | None = None,
 ) -> Decision:
     """Go, caution or no-go, from the rules of `CRITERIA`.
 
@@ -202,28 +201,28 @@ def decide(
 
     Args:
         result: with the evidence that `evaluate_transfer` takes: the map, other behaviors' vectors as the control
-            "unrelated", the source, and the baseline "random_weights".
+            "unrelated", the source, neutral text, and the baseline "random_weights".
         affine_map: what carried the vector: how much text it was fitted on.
         forecast: a `Forecast` made beforehand, which the recovery is held against.
-        pareto: a `Pareto`: what native and transferred cost at equal effect.
+        pareto: what native and transferred cost at equal effect.
         side_effects: what they cost at the coefficients that are used, by the names "native" and "transferred"; read
             where there is no `pareto`.
-        cosine_with_mean: of the carried vector and the target's mean activation.
     """
     figures = {
         **_effect(result),
         "cost": _cost(pareto, side_effects),
-        "mean activation": None if cosine_with_mean is None else abs(cosine_with_mean),
+        "mean activation": None if result.cosine_with_mean is None else abs(result.cosine_with_mean),
         "text for the map": None if affine_map is None else affine_map.report.tokens_per_dimension,
         "forecast": None if forecast is None else _outside(result.recovery.estimate, forecast.low, forecast.high),
     }
     native = slopes(result.native, result.coefficients).mean()
     share = share_above(native, result.control_slopes("random"))
     beyond = result.over_baseline.get("random_weights")
-    unknown = {} if beyond is None or beyond.reason is None else {"beyond random weights": beyond.reason}
-    if pareto is not None and pareto.cost_ratio.reason is not None:
-        unknown["cost"] = pareto.cost_ratio.reason
-    return judge(result.behavior, figures, native=share, reason=result.recovery.reason, unknown=unknown)
+    reasons = {
+        "beyond random weights": None if beyond is None else beyond.reason,
+        "cost": None if pareto is None else pareto.cost_ratio.reason,
+    }
+    return judge(result.behavior, figures, native=share, reason=result.recovery.reason, unknown=reasons)
 
 
 def judge(
@@ -232,7 +231,7 @@ def judge(
     *,
     native: float,
     reason: str | None = None,
-    unknown: Mapping[str, str] | None = None,
+    unknown: Mapping[str, str | None] | None = None,
 ) -> Decision:
     """The rules alone, on figures by the names of `CRITERIA`.
 

@@ -141,6 +141,7 @@ def evaluate_transfer(
         baseline_recovery={name: _recovery(scores, coefficients, seed, arm=name) for name in baselines},
         strength=strength,
         prompted=prompted,
+        cosine_with_mean=_cosine_with_mean(transferred, nulls),
         missing=missing,
     )
 
@@ -177,6 +178,12 @@ def _controls(
         found["padded"] = padded_direction(source[1], d_model)
     missing["unrelated"] = "no other behavior's vector was given (controls={'unrelated': …})"
     return found, {name: reason for name, reason in missing.items() if name not in found}
+
+
+def _cosine_with_mean(transferred: SteeringVector, nulls: Mapping[str, Tensor]) -> float | None:
+    if "mean_activation" not in nulls:
+        return None
+    return float(torch.cosine_similarity(transferred.direction, nulls["mean_activation"].mean(0), dim=0))
 
 
 Measure = Callable[[Tensor], Float[Tensor, "arm coefficient prompt"]]

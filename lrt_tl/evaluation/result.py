@@ -54,6 +54,8 @@ class TransferResult:
     """Effects at one coefficient, chosen on other prompts."""
     prompted: Prompted = field(default_factory=partial(Prompted, reason="it was not measured"))
     """The reference of a prompt alone."""
+    cosine_with_mean: float | None = None
+    """Of the transferred vector and the target's mean activation: one that is mostly that works like noise."""
     missing: Mapping[str, str] = field(default_factory=dict)
     """Controls and references of the default set that were not measured, and why."""
 
@@ -175,6 +177,8 @@ class TransferResult:
         if self.prompted.effect is not None:
             rows |= self.prompted.table()
         rows["cosine with the native vector"] = f"{self.cosine_with_native:.3f}"
+        if self.cosine_with_mean is not None:
+            rows["cosine with the target's mean activation"] = f"{self.cosine_with_mean:.3f}"
         shape = self.curve("transferred").table()
         rows |= {name: shape[name] for name in ("prompts that move the wrong way", "saturates at", "breaks down at")}
         rows |= {f"not measured: {name.replace('_', ' ')}": reason for name, reason in self.missing.items()}

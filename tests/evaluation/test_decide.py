@@ -1,6 +1,7 @@
 """Each rule alone turns the verdict; the figures are worked out anew from the scores."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,15 +12,17 @@ from lrt_tl.alignment.affine_map import AffineMap
 from lrt_tl.alignment.fit import fit_affine_map
 from lrt_tl.evaluation.behavior import AnswerTokens, Behavior
 from lrt_tl.evaluation.decide import CRITERIA, Decision, decide, judge
-from lrt_tl.evaluation.evaluate import TransferResult, evaluate_transfer
+from lrt_tl.evaluation.evaluate import evaluate_transfer
 from lrt_tl.evaluation.pareto import CostRatio, Pareto
 from lrt_tl.evaluation.recovery import Recovery
+from lrt_tl.evaluation.result import TransferResult
 from lrt_tl.evaluation.side_effects import SideEffect, SideEffects
-from lrt_tl.steering.extraction import mean_difference
+from lrt_tl.steering.extraction import mean_activation, mean_difference
 from tests.checkpoints import PAIRS, PROMPTS
 
 BEHAVIOR = Behavior("counting", PROMPTS, AnswerTokens(("word1", "word2"), ("word3", "word4")))
 COEFFICIENTS = (-0.5, -0.25, 0.0, 0.25, 0.5)
+NEUTRAL = ["word5 word6 word7", "word8 word9"]
 NEEDED = [criterion.name for criterion in CRITERIA if criterion.without]
 
 
@@ -108,6 +111,7 @@ def result(bridges: tuple[Any, Any], affine_map: AffineMap, unrelated: torch.Ten
         affine_map=affine_map,
         controls={"unrelated": unrelated},
         source=(bridges[0], own),
+        neutral=NEUTRAL,
         coefficients=COEFFICIENTS,
     )
 
@@ -119,22 +123,25 @@ def slopes_by_hand(scores: torch.Tensor) -> np.ndarray:
 
 def given_recovery(result: TransferResult, recovery: Recovery, **baselines: Recovery) -> TransferResult:
     """The result as it would be with another recovery, and shares of the effect beyond baselines."""
-    changed = object.__new__(TransferResult)
-    vars(changed).update({**vars(result), "recovery": recovery, "over_baseline": baselines})
-    return changed
+    return replace(result, recovery=recovery, over_baseline=baselines)
 
 
 def by_name(decision: Decision) -> dict[str, float | None]:
     return {rule.name: rule.figure for rule in decision.rules}
 
 
-def test_the_figures_are_those_of_the_scores(result: TransferResult, affine_map: AffineMap) -> None:
+def test_the_figures_are_those_of_the_scores(
+    result: TransferResult, affine_map: AffineMap, bridges: tuple[Any, Any]
+) -> None:
     native, transferred = slopes_by_hand(result.native), slopes_by_hand(result.transferred)
     assert result.source_native is not None
     own = slopes_by_hand(result.source_native)
     draws = {name: np.array([slopes_by_hand(each).mean() for each in some]) for name, some in result.controls.items()}
     changed = given_recovery(result, Recovery(0.7, 0.6, 0.8), random_weights=Recovery(0.5, 0.4, 0.6))
-    figures = by_name(decide(changed, affine_map=affine_map, cosine_with_mean=-0.3))
+    figures = by_name(decide(changed, affine_map=affine_map))
+    mean = mean_activation(bridges[1], NEUTRAL, layer=2).direction
+    carried = affine_map.transport(mean_difference(bridges[0], PAIRS, layer=1)).direction
+    cosine = abs(float(mean @ carried / mean.norm() / carried.norm()))
     expected = {
         "native effect": np.mean([*(draws["random"] >= native.mean()), True]),
         "above random vectors": np.mean([*(draws["random"] >= transferred.mean()), True]),
@@ -145,7 +152,7 @@ def test_the_figures_are_those_of_the_scores(result: TransferResult, affine_map:
         "effect in the source": own.mean() - 1.96 * own.std(ddof=1) / np.sqrt(len(own)),
         "anti-steerable prompts": np.mean(transferred < 0),
         "cost": None,
-        "mean activation": 0.3,
+        "mean activation": cosine,
         "text for the map": affine_map.report.tokens_per_dimension,
     }
     assert figures == {name: figure if figure is None else pytest.approx(figure) for name, figure in expected.items()}
@@ -170,20 +177,18 @@ def test_what_can_be_read_off_the_words_is_no_transfer(result: TransferResult) -
 
 
 def test_cost_is_at_equal_effect_where_that_is_known(result: TransferResult) -> None:
-    def at_equal_effect(ratio: CostRatio) -> Pareto:
-        return Pareto(result.behavior, {}, (), ratio)
-
     def effect(kl: float) -> SideEffect:
         return SideEffect(kl=kl, perplexity=2.0, perplexity_plain=2.0, agreement=1.0)
 
     changed = given_recovery(result, Recovery(0.7, 0.6, 0.8))
     effects = SideEffects({"plain": effect(0.0), "native": effect(0.2), "transferred": effect(0.3)})
     assert by_name(decide(changed, side_effects=effects))["cost"] == pytest.approx(1.5)
-    known, never = at_equal_effect(CostRatio(1.25, 1.0, 1.5, 0.4)), at_equal_effect(CostRatio(reason="never reached"))
-    assert by_name(decide(changed, side_effects=effects, pareto=known))["cost"] == 1.25
-    unknown = decide(changed, side_effects=effects, pareto=never)
-    assert by_name(unknown)["cost"] is None
-    assert "never reached" in unknown._repr_html_()
+    pareto = Pareto("counting", {}, (), CostRatio(1.25, 1.0, None, effect=0.1))
+    assert by_name(decide(changed, side_effects=effects, pareto=pareto))["cost"] == 1.25
+    never = Pareto("counting", {}, (), CostRatio(reason="the transferred vector has no effect"))
+    (rule,) = (each for each in decide(changed, side_effects=effects, pareto=never).rules if each.name == "cost")
+    assert rule.passed is None
+    assert rule.says.endswith("not known; the transferred vector has no effect")
     assert by_name(decide(changed, side_effects=SideEffects({"other": effect(0.1)})))["cost"] is None
     nothing = SideEffects({"native": effect(0.0), "transferred": effect(0.3)})
     assert by_name(decide(changed, side_effects=nothing))["cost"] is None
