@@ -12,6 +12,7 @@ from lrt_tl.errors import ArtifactError
 from lrt_tl.evaluation.figures import recovery_figure
 from lrt_tl.evaluation.recovery import Recovery
 from lrt_tl.report.page import Answer, Figure, Page, Section, Table
+from lrt_tl.report.text import shown, shown_name
 from lrt_tl.runs.run import folder_name
 from lrt_tl.runs.summary import check_summary
 from lrt_tl.tables import flattened
@@ -36,16 +37,16 @@ class SavedRun:
 
     def rows(self) -> list[dict[str, str]]:
         """For a table, a row a behavior."""
-        at_kl = self.recoveries("recovery_matched_kl")
+        found, at_kl = self.recoveries(), self.recoveries("recovery_matched_kl")
         return [
             {
-                "run": self.folder.name,
-                "behavior": behavior["name"],
-                "recovery": str(self.recoveries()[behavior["name"]]),
-                "at matched KL": str(at_kl[behavior["name"]]),
+                "run": shown_name(self.folder.name),
+                "behavior": shown_name(behavior["name"]),
+                "recovery": shown(str(found[behavior["name"]])),
+                "at matched KL": shown(str(at_kl[behavior["name"]])),
                 "own vector's slope": f"{behavior['native_slope']:+.3f}",
                 "transferred": f"{behavior['transferred_slope']:+.3f}",
-                "verdict": (behavior.get("decision") or {}).get("verdict", "none"),
+                "verdict": shown_name((behavior.get("decision") or {}).get("verdict", "none")),
             }
             for behavior in self.summary["behaviors"]
         ]
@@ -121,9 +122,10 @@ def _answer(names: Sequence[str], runs: Sequence[SavedRun]) -> Answer:
     }
     if not least:
         return Answer("No recovery can be stated in any of the runs.", None, None)
-    name = max(least, key=lambda each: least[each][0])
-    estimate, behavior = least[name]
-    found = runs[names.index(name)].recoveries()[behavior]
+    best = max(least, key=lambda each: least[each][0])
+    estimate, kept = least[best]
+    found = runs[names.index(best)].recoveries()[kept]
+    name, behavior = shown_name(best), shown_name(kept)
     interval = None if found.low is None or found.high is None else (found.low, found.high)
     sentence = f"Of what {name} carried, {behavior} kept least of the effect of the target's own vector."
     if len(runs) > 1:
