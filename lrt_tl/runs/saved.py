@@ -114,23 +114,23 @@ def compare(runs: Sequence[SavedRun]) -> Page:
 
 
 def _answer(names: Sequence[str], runs: Sequence[SavedRun]) -> Answer:
-    """The highest of the runs' lowest recoveries."""
-    least = {
-        name: min((each.estimate, behavior) for behavior, each in run.recoveries().items() if each.estimate is not None)
-        for name, run in zip(names, runs, strict=True)
-        if any(each.estimate is not None for each in run.recoveries().values())
-    }
-    if not least:
-        return Answer("No recovery can be stated in any of the runs.", None, None)
-    best = max(least, key=lambda each: least[each][0])
-    estimate, kept = least[best]
-    found = runs[names.index(best)].recoveries()[kept]
-    name, behavior = shown_name(best), shown_name(kept)
-    interval = None if found.low is None or found.high is None else (found.low, found.high)
+    """The run whose lowest recovery is highest, over the behaviors for which all runs state one."""
+    stated = [{name for name, each in run.recoveries().items() if each.estimate is not None} for run in runs]
+    shared = sorted(set.intersection(*stated))
+    if not shared:
+        return Answer("There is no behavior for which a recovery can be stated in every run.", None, None)
+    lowest = [min((run.recoveries()[name].estimate or 0.0, name) for name in shared) for run in runs]
+    place = max(range(len(runs)), key=lambda each: lowest[each][0])
+    found = runs[place].recoveries()[lowest[place][1]]
+    name, behavior = shown_name(names[place]), shown_name(lowest[place][1])
     sentence = f"Of what {name} carried, {behavior} kept least of the effect of the target's own vector."
     if len(runs) > 1:
-        sentence = f"By the behavior that kept least, {name} carried most of {len(runs)} runs; there it is {behavior}."
-    return Answer(sentence, estimate, interval, what=f"recovery of {behavior} in {name}")
+        sentence = (
+            f"Of {len(runs)} runs {name} carried most: of the behaviors for which all of them state a recovery, "
+            f"{behavior} is its lowest."
+        )
+    interval = None if found.low is None or found.high is None else (found.low, found.high)
+    return Answer(sentence, found.estimate, interval, what=f"recovery of {behavior} in {name}")
 
 
 def _names(runs: Sequence[SavedRun]) -> list[str]:

@@ -37,7 +37,7 @@ def test_several_are_compared_on_a_page(
     one = a_run().save(tmp_path / "one")
     two = a_run([a_result(recovery=Recovery(0.75, 0.7, 0.8))]).save(tmp_path / "two")
     assert report(monkeypatch, one, two, "--out", tmp_path / "page.html") == 0
-    assert "two carried most of 2 runs" in " ".join(capsys.readouterr().out.split())
+    assert "Of 2 runs two carried most" in " ".join(capsys.readouterr().out.split())
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert "2 runs compared" in page
     assert "0.75 [0.70, 0.80]" in page
