@@ -63,6 +63,8 @@ from .evaluation.strength import Strength as Strength
 from .models.loading import load_model as load_model
 from .models.reinitialized import reinitialized as reinitialized
 from .runs.run import TransferRun as TransferRun
+from .runs.saved import SavedRun as SavedRun
+from .runs.saved import read_run as read_run
 from .steering.autoencoder import Autoencoder as Autoencoder
 from .steering.autoencoder import decoder_vectors as decoder_vectors
 from .steering.autoencoder import load_autoencoder as load_autoencoder
