@@ -32,14 +32,23 @@ from lrt_tl.evaluation.comparability import comparability, held_out_batches
 from lrt_tl.evaluation.controls import random_directions
 from lrt_tl.evaluation.effects import dose_response, slopes
 from lrt_tl.evaluation.forecast import features_of, measure_map
+from lrt_tl.evaluation.forecasting import (
+    FEATURES,
+    FORMAT_VERSION,
+    KnownTransfer,
+    clipped,
+    learn,
+    out_of_pair,
+    rank_correlation,
+)
 from lrt_tl.evaluation.recovery import Recovery, recovery
 from lrt_tl.steering.contrast import ContrastPair
+from lrt_tl.tables import print_columns
 from lrt_tl.text.documents import N_SPLITS
 
 SOURCES = ("small", "medium", "large", "large-b", "large-alt", "medium-early", "medium-foreign", "untrained")
-TARGETS = ("small", "medium", "large", "large-b", "large-alt")
-SHUFFLED = {"small": "medium", "medium": "small", "large": "medium", "large-b": "small", "large-alt": "medium"}
-"""For each target, the source from which a map is fitted on shuffled pairs of states."""
+SHUFFLED = {"small": "medium", "large": "medium", "medium": "small", "large-alt": "medium", "large-b": "small"}
+"""For each target, the source from which a map is fitted on shuffled pairs of states, too."""
 SETTINGS = {
     "whitened, all layers": ("whitened", True),
     "ridge, all layers": ("ridge", True),
@@ -48,6 +57,9 @@ SETTINGS = {
 """The method, and whether it maps from all source layers, or from the middle one; always to the target's middle one."""
 BEHAVIORS = ("mood", "register", "language", "refusal", "tense", "narrator")
 COEFFICIENTS = {"storyworld": (-1.0, -0.5, 0.0, 0.5, 1.0), "reviews": (-8.0, -4.0, 0.0, 4.0, 8.0)}
+COMMAND = "python benchmarks/forecast_campaign.py measure rows.jsonl --reviews FOLDER"
+LEARNT = Path(lrt.__file__).parent / "evaluation" / "forecast.json"
+RESULTS = Path(__file__).parent / "results" / "forecast.json"
 N_DRAWS, N_PAIRS, N_PROMPTS, N_DOCUMENTS = 24, 96, 32, 1000
 
 
@@ -123,7 +135,8 @@ def reviews_family(folder: Path) -> Family:
         )
         for name in names
     ]
-    return Family("reviews", list(lrt.read_documents(folder / "documents.jsonl"))[:400], tasks, "mean", folder)
+    texts = [document.text for document in lrt.read_documents(folder / "documents.jsonl")]
+    return Family("reviews", texts[:400], tasks, "mean", folder)
 
 
 def moments_of(family: Family, source: Any, target: Any, layer: int, *, shuffled: bool) -> HarvestedMoments:
@@ -188,12 +201,14 @@ def _rounded(values: dict[str, Any]) -> dict[str, Any]:
 def measure(rows: Path, reviews: Path | None) -> None:
     """Append the transfers of each pair that the file does not hold yet, a pair at once."""
     done = {(row["family"], row["source"], row["target"], row["shuffled"]) for row in read_rows(rows)}
-    families = [] if reviews is None else [(reviews_family(reviews), ("small", "large"), ("large", "small"))]
-    families.append((storyworld_family(), SOURCES, TARGETS))
-    for family, sources, targets in families:
-        for target_name in targets:
+    families: list[tuple[Family, Sequence[str], dict[str, str]]] = []
+    if reviews is not None:
+        families.append((reviews_family(reviews), ("small", "large"), {"large": "small", "small": "large"}))
+    families.append((storyworld_family(), SOURCES, SHUFFLED))
+    for family, sources, shuffled_source in families:
+        for target_name in shuffled_source:
             pairs = [(name, False) for name in sources if name != target_name]
-            pairs += [(SHUFFLED[target_name], True)]
+            pairs += [(shuffled_source[target_name], True)]
             missing = [pair for pair in pairs if (family.name, pair[0], target_name, pair[1]) not in done]
             if not missing:
                 continue
@@ -208,21 +223,104 @@ def measure(rows: Path, reviews: Path | None) -> None:
                 print(f"{source_name}{' shuffled' * shuffled} → {target_name}: {seconds:.0f} s", flush=True)
 
 
+def learn_from(rows: Path) -> None:
+    """Write the transfers and what forecasts are worth, and show it."""
+    found = read_rows(rows)
+    stated = [row for row in found if row["recovery"]["estimate"] is not None]
+    known = [KnownTransfer(pair_of(row), row["features"], row["recovery"]["estimate"]) for row in stated]
+    forecaster = learn(known)
+    predicted, mean = out_of_pair(known)
+    measured = clipped([each.recovery for each in known])
+    errors, errors_of_mean = (predicted - measured).abs(), (mean - measured).abs()
+
+    def of(name: str, chosen: Sequence[bool]) -> dict[str, Any]:
+        here = torch.tensor(chosen)
+        return {
+            "of": name,
+            "transfers": int(here.sum()),
+            "error": float(errors[here].mean()),
+            "error_of_mean": float(errors_of_mean[here].mean()),
+            "rank_correlation": rank_correlation(predicted[here], measured[here]),
+            "forecast": float(predicted[here].mean()),
+            "measured": float(measured[here].mean()),
+        }
+
+    groups = [of("all", [True] * len(known))]
+    for key in ("family", "setting", "behavior", "source"):
+        values = dict.fromkeys(row[key] for row in stated)
+        groups += [of(f"{key} {value}", [row[key] == value for row in stated]) for value in values]
+    groups.append(of("shuffled pairs", [row["shuffled"] for row in stated]))
+    figures = {
+        "error": forecaster.error,
+        "error_of_mean": forecaster.error_of_mean,
+        "rank_correlation": forecaster.rank_correlation,
+        "coverage": forecaster.coverage,
+        "half_width": forecaster.half_width,
+        "pairs": forecaster.n_pairs,
+        "transfers": forecaster.n_transfers,
+        "refused_by_the_gate": len(found) - len(stated),
+        "recovery_for_a_standard_deviation": dict(
+            zip(FEATURES, forecaster.regression.coefficients.tolist(), strict=True)
+        ),
+        "rank_correlation_of_each_feature": alone(known),
+        "groups": groups,
+    }
+    print_columns("Forecasts of pairs left out", map(_shown, groups))
+    write_transfers(LEARNT, stated)
+    RESULTS.parent.mkdir(exist_ok=True)
+    RESULTS.write_text(json.dumps({"command": COMMAND, "figures": figures}, indent=1, ensure_ascii=False) + "\n")
+    print(json.dumps({"benchmark": "forecast_campaign", **figures}))
+
+
+def pair_of(row: dict[str, Any]) -> str:
+    """Two models, whatever the direction, and whether their states were shuffled or not."""
+    return f"{row['family']}: {' and '.join(sorted((row['source'], row['target'])))}"
+
+
+def alone(known: Sequence[KnownTransfer]) -> dict[str, float | None]:
+    """Spearman's correlation of each feature with recovery; None where it does not vary."""
+    found: dict[str, float | None] = {}
+    for name in known[0].features:
+        here = [(each.features[name], each.recovery) for each in known if each.features[name] is not None]
+        feature, measured = torch.tensor(here, dtype=torch.float64).reshape(-1, 2).T
+        found[name] = rank_correlation(feature, measured) if len(feature.unique()) > 1 else None
+    return found
+
+
+def write_transfers(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """What forecasts are learnt from, as JSON with a line for each transfer."""
+    keys, names = ("source", "target", "shuffled", "setting", "behavior"), list(rows[0]["features"])
+    lines = []
+    for row in rows:
+        line = {"pair": pair_of(row), **{key: row[key] for key in keys}, "recovery": row["recovery"]["estimate"]}
+        lines.append(json.dumps({**line, "features": [row["features"][name] for name in names]}, ensure_ascii=False))
+    head = json.dumps({"format_version": FORMAT_VERSION, "command": COMMAND, "features": names})[:-1]
+    path.write_text(head + ', "transfers": [\n' + ",\n".join(lines) + "\n]}\n", encoding="utf-8")
+
+
+def _shown(group: dict[str, Any]) -> dict[str, str]:
+    return {key: f"{value:.2f}" if isinstance(value, float) else str(value) for key, value in group.items()}
+
+
 def read_rows(rows: Path) -> list[dict[str, Any]]:
     """The transfers measured so far."""
     return [json.loads(line) for line in rows.read_text().splitlines()] if rows.exists() else []
 
 
 def main() -> None:
-    """Measure."""
+    """Measure, or learn."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     steps = parser.add_subparsers(dest="step", required=True)
     measuring = steps.add_parser("measure")
     measuring.add_argument("rows", type=Path)
     measuring.add_argument("--reviews", type=Path)
+    steps.add_parser("learn").add_argument("rows", type=Path)
     given = parser.parse_args()
     warnings.filterwarnings("ignore", category=UserWarning, module="lrt_tl")
-    measure(given.rows, given.reviews)
+    if given.step == "measure":
+        measure(given.rows, given.reviews)
+    else:
+        learn_from(given.rows)
 
 
 if __name__ == "__main__":

@@ -29,6 +29,9 @@ from .evaluation.choices import position_bias as position_bias
 from .evaluation.evaluate import TransferResult as TransferResult
 from .evaluation.evaluate import evaluate_transfer as evaluate_transfer
 from .evaluation.figures import effect_figure as effect_figure
+from .evaluation.forecast import Forecast as Forecast
+from .evaluation.forecast import forecast as forecast
+from .evaluation.forecast import forecasts as forecasts
 from .evaluation.published import published_agreement as published_agreement
 from .evaluation.samples import sample_texts as sample_texts
 from .evaluation.side_effects import SideEffects as SideEffects

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from lrt_tl.alignment.affine_map import AffineMap
@@ -26,9 +26,9 @@ class MappedStates:
     """The target's."""
     at: Bool[Tensor, "row position"]
     """Where they are: at text that pairs and is no sink in either model, as when the map was fitted."""
-    own: Float[Tensor, "position d_target"]
+    own: Float[Tensor, "state d_target"]
     """float32, on the CPU."""
-    mapped: Float[Tensor, "position d_target"]
+    mapped: Float[Tensor, "state d_target"]
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ def token_share(states: Sequence[MappedStates], direction: Float[Tensor, "d_targ
     """
     own, _ = _components(states, direction)
     tokens = torch.cat([each.rows.tokens[each.at] for each in states])
-    kinds, group = tokens.unique(return_inverse=True)
+    kinds, group = torch.unique(tokens, return_inverse=True)
     if len(kinds) == len(tokens):
         raise LrtError(f"{len(tokens)} tokens, each of them once, do not show what a token explains: give more text")
     counts, sums = torch.bincount(group), torch.zeros(len(kinds), dtype=torch.float64).index_add(0, group, own)
@@ -142,7 +142,7 @@ def mean_cosine(states: Sequence[MappedStates], direction: Float[Tensor, "d_targ
 
 def _components(
     states: Sequence[MappedStates], direction: Float[Tensor, "d_target"]
-) -> tuple[Float[Tensor, "position"], Float[Tensor, "position"]]:
+) -> tuple[Float[Tensor, "state"], Float[Tensor, "state"]]:
     unit = direction.double() / direction.double().norm()
     own, mapped = (torch.cat([getattr(each, name).double() @ unit for each in states]) for name in ("own", "mapped"))
     if len(own) < 2 or not float(own.var()) > 0:
@@ -172,7 +172,7 @@ def _mapped(source: HookedModel, target: HookedModel, affine_map: AffineMap, bat
 
 @torch.no_grad()
 def _losses(
-    target: HookedModel, hook_name: str, states: MappedStates, put: Float[Tensor, "position d_target"]
+    target: HookedModel, hook_name: str, states: MappedStates, put: Float[Tensor, "state d_target"]
 ) -> Float[Tensor, "token"]:
     """Of each token that follows a position at which a state was put, float64."""
     rows, device = states.rows, target.cfg.device
@@ -186,6 +186,7 @@ def _losses(
     with attached(target, [(hook_name, replace)]):
         logits = target(rows.tokens.to(device), attention_mask=rows.mask.to(device).long())
     followed = states.at[:, :-1] & rows.mask[:, 1:]
-    following: Int[Tensor, "token"] = rows.tokens[:, 1:][followed]
+    following = rows.tokens[:, 1:][followed]
     log_probabilities = logits[:, :-1][followed.to(device)].float().log_softmax(-1).cpu()
-    return -log_probabilities.gather(-1, following[:, None])[:, 0].double()
+    losses: Tensor = -log_probabilities.gather(-1, following[:, None])[:, 0].double()
+    return losses
