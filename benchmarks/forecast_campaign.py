@@ -8,11 +8,13 @@ their `documents.jsonl`, `contrast-NAME.jsonl` and `behavior-NAME.json`.
 
 import argparse
 import json
+import math
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache, cached_property
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +25,8 @@ from torch.nn.functional import normalize
 
 import lrt_tl as lrt
 from lrt_tl import storyworld
-from lrt_tl.alignment.accumulation import HarvestedMoments
-from lrt_tl.alignment.counts import HarvestCounts
-from lrt_tl.alignment.fit import prepare, solve
-from lrt_tl.alignment.moments import Moments, fit_pairs
+from lrt_tl.alignment.fit import solve
+from lrt_tl.alignment.moments import Centered
 from lrt_tl.evaluation.behavior import Behavior, read_behavior
 from lrt_tl.evaluation.comparability import comparability, held_out_batches
 from lrt_tl.evaluation.controls import random_directions
@@ -44,11 +44,10 @@ from lrt_tl.evaluation.forecasting import (
 from lrt_tl.evaluation.recovery import Recovery, recovery
 from lrt_tl.steering.contrast import ContrastPair
 from lrt_tl.tables import print_columns
-from lrt_tl.text.documents import N_SPLITS
 
 SOURCES = ("small", "medium", "large", "large-b", "large-alt", "medium-early", "medium-foreign", "untrained")
-SHUFFLED = {"small": "medium", "large": "medium", "medium": "small", "large-alt": "medium", "large-b": "small"}
-"""For each target, the source from which a map is fitted on shuffled pairs of states, too."""
+SHUFFLED = {"small": "medium", "medium": "small", "large": "small", "large-b": "small", "large-alt": "medium"}
+"""For each target, the source from which maps are fitted on shuffled pairs of states, too."""
 SETTINGS = {
     "whitened, all layers": ("whitened", True),
     "ridge, all layers": ("ridge", True),
@@ -139,42 +138,54 @@ def reviews_family(folder: Path) -> Family:
     return Family("reviews", texts[:400], tasks, "mean", folder)
 
 
-def moments_of(family: Family, source: Any, target: Any, layer: int, *, shuffled: bool) -> HarvestedMoments:
-    """The moments of all source layers and the target's; on request with the target's positions shuffled."""
-    harvest, sources, targets = prepare(
-        source, target, family.documents, layers=("all", layer), exclude=family.texts, batch_size=32
-    )
-    calibration, counts, keys = harvest.calibrate(), HarvestCounts(), harvest.keys
-    moments = Moments.empty(N_SPLITS, calibration.means, fit_pairs(*keys, stacked=True))
+def shuffled_parts(parts: Sequence[Centered]) -> list[Centered]:
+    """The moments of row-shuffled pairs of states: cross products that are normal with the covariance Sxx Syy/(n − 1),
+    as `shuffled_map_directions` says. Nothing has to be harvested anew."""
     generator = torch.Generator().manual_seed(0)
-    for batch in harvest.run(calibration, counts):
-        order = torch.randperm(len(batch.splits), generator=generator)
-        moved = {key: batch.states[key][order] for key in keys[1]} if shuffled else {}
-        moments.update({**batch.states, **moved}, batch.splits)
-    return HarvestedMoments(tuple(sources), tuple(targets), moments, counts)
+
+    def drawn(part: Centered) -> Tensor:
+        normal = torch.randn(part.source_target.shape, generator=generator, dtype=torch.float64)
+        return root(part.source_source) @ normal @ root(part.target_target) / math.sqrt(part.count - 1)
+
+    return [replace(part, source_target=drawn(part)) for part in parts]
 
 
-def maps_of(moments: HarvestedMoments, settings: Sequence[str]) -> Iterator[tuple[str, lrt.AffineMap]]:
-    """The map of each setting, all from the same moments."""
+def root(covariance: Tensor) -> Tensor:
+    """The symmetric square root of a positive semidefinite matrix."""
+    variances, directions = torch.linalg.eigh(covariance)
+    return directions * variances.clamp(min=0).sqrt() @ directions.T
+
+
+def maps_of(
+    moments: lrt.HarvestedMoments, settings: Sequence[str], kinds: Sequence[bool]
+) -> Iterator[tuple[str, bool, lrt.AffineMap]]:
+    """The map of each setting, of the pairs of states as they are or shuffled, all from the same moments."""
     (target,) = moments.targets
-    for name in settings:
+    for shuffled, name in product(kinds, settings):
         method, all_layers = SETTINGS[name]
         sources = moments.sources if all_layers else moments.sources[len(moments.sources) // 2 :][:1]
-        fitted = solve(moments.parts(sources, target), sources, target, moments.counts, method=method)  # type: ignore[arg-type]
-        yield name, fitted
+        parts = moments.parts(sources, target)
+        parts = shuffled_parts(parts) if shuffled else parts
+        yield name, shuffled, solve(parts, sources, target, moments.counts, method=method)  # type: ignore[arg-type]
 
 
 def transfers(
-    family: Family, source_name: str, effects: Effects, settings: Sequence[str] = tuple(SETTINGS), *, shuffled: bool
+    family: Family, source_name: str, effects: Effects, kinds: Sequence[bool], settings: Sequence[str] = tuple(SETTINGS)
 ) -> Iterator[dict[str, Any]]:
-    """Every behavior through every map of a pair: what was known beforehand, and the recovery."""
+    """Every behavior through every map of a pair: what was known beforehand, and the recovery.
+
+    Args:
+        kinds: whether the pairs of states are shuffled.
+    """
     source, target = family.load(source_name), effects.model
-    moments = moments_of(family, source, target, effects.layer, shuffled=shuffled)
+    moments = lrt.harvest_moments(
+        source, target, family.documents, layers=("all", effects.layer), exclude=family.texts, batch_size=32
+    )
     at = [site.hook_name for site in moments.sources]
     vectors = [lrt.mean_difference(source, t.pairs, hook_name=at, position=family.position) for t in family.tasks]
     batches = held_out_batches(source, target, family.documents)
     compared = comparability(source, target, batches)
-    for setting, affine_map in maps_of(moments, settings):
+    for setting, shuffled, affine_map in maps_of(moments, settings, kinds):
         measured = measure_map(source, target, affine_map, batches, compared)
         mapped = {site.hook_name for site in affine_map.sources}
         for number, (task, found) in enumerate(zip(family.tasks, vectors, strict=True)):
@@ -184,7 +195,6 @@ def transfers(
             yield {
                 "family": family.name,
                 "source": source_name,
-                "target": target.cfg.model_name.removeprefix("storyworld-"),
                 "shuffled": shuffled,
                 "setting": setting,
                 "behavior": task.behavior.name,
@@ -205,22 +215,26 @@ def measure(rows: Path, reviews: Path | None) -> None:
     if reviews is not None:
         families.append((reviews_family(reviews), ("small", "large"), {"large": "small", "small": "large"}))
     families.append((storyworld_family(), SOURCES, SHUFFLED))
-    for family, sources, shuffled_source in families:
-        for target_name in shuffled_source:
-            pairs = [(name, False) for name in sources if name != target_name]
-            pairs += [(shuffled_source[target_name], True)]
-            missing = [pair for pair in pairs if (family.name, pair[0], target_name, pair[1]) not in done]
-            if not missing:
+    for family, sources, shuffled_sources in families:
+        for target_name, shuffled_source in shuffled_sources.items():
+            missing = {}
+            for name in sources:
+                kinds = (False, True) if name == shuffled_source else (False,)
+                missing[name] = [kind for kind in kinds if (family.name, name, target_name, kind) not in done]
+            missing.pop(target_name)
+            if not any(missing.values()):
                 continue
             target = family.load(target_name)
             effects = Effects(family, target, target.cfg.n_layers // 2)
-            for source_name, shuffled in missing:
+            for source_name, kinds in missing.items():
+                if not kinds:
+                    continue
                 started = time.perf_counter()
-                found = list(transfers(family, source_name, effects, shuffled=shuffled))
+                found = list(transfers(family, source_name, effects, kinds))
                 with rows.open("a") as file:
                     file.writelines(json.dumps({**row, "target": target_name}) + "\n" for row in found)
                 seconds = time.perf_counter() - started
-                print(f"{source_name}{' shuffled' * shuffled} → {target_name}: {seconds:.0f} s", flush=True)
+                print(f"{source_name} → {target_name}: {len(found)} transfers, {seconds:.0f} s", flush=True)
 
 
 def learn_from(rows: Path) -> None:
@@ -289,7 +303,8 @@ def alone(known: Sequence[KnownTransfer]) -> dict[str, float | None]:
 
 def write_transfers(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     """What forecasts are learnt from, as JSON with a line for each transfer."""
-    keys, names = ("source", "target", "shuffled", "setting", "behavior"), list(rows[0]["features"])
+    keys = ("source", "target", "shuffled", "setting", "behavior")
+    names = [name for name in rows[0]["features"] if any(row["features"][name] is not None for row in rows)]
     lines = []
     for row in rows:
         line = {"pair": pair_of(row), **{key: row[key] for key in keys}, "recovery": row["recovery"]["estimate"]}

@@ -31,7 +31,7 @@ def test_a_sample_of_the_campaign_gives_its_committed_row(campaign: Any) -> None
     family = replace(whole, tasks=[task for task in whole.tasks if task.behavior.name == BEHAVIOR])
     target = family.load("small")
     effects = campaign.Effects(family, target, target.cfg.n_layers // 2)
-    (found,) = campaign.transfers(family, "medium", effects, [SETTING], shuffled=False)
+    (found,) = campaign.transfers(family, "medium", effects, [False], [SETTING])
     row = committed(campaign)
     assert found["recovery"]["estimate"] == pytest.approx(row["recovery"], abs=0.05)
     for name, value in row["features"].items():
