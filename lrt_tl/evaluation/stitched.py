@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from lrt_tl.alignment.affine_map import AffineMap
 from lrt_tl.alignment.harvest import SINK_RATIO
@@ -64,7 +65,8 @@ def mapped_states(
     """
     for model in (source, target):
         require_at_rest(model)
-    found = [_mapped(source, target, affine_map, batch) for batch in batches]
+    progress = tqdm(batches, desc="map", unit=" batches", leave=False)
+    found = [_mapped(source, target, affine_map, batch) for batch in progress]
     if not any(len(each.own) for each in found):
         raise LrtError(f"every position of the test documents is a sink, {SINK_RATIO:g} times as long as the median")
     return found
@@ -86,10 +88,13 @@ def stitched_loss(target: HookedModel, hook_name: str, states: Sequence[MappedSt
         lambda each: each.mapped,
         lambda each: mean.expand_as(each.own),
     ]
-    losses = [torch.cat([_losses(target, hook_name, each, way(each)) for each in states]) for way in ways]
-    if not len(losses[0]):
+    progress = tqdm(states, desc="stitch", unit=" batches", leave=False)
+    losses = torch.cat(
+        [torch.stack([_losses(target, hook_name, each, way(each)) for way in ways]) for each in progress], 1
+    )
+    if not losses.shape[1]:
         raise LrtError("no test document has a token to predict after one whose state was mapped")
-    return StitchedLoss(*(float(loss.mean()) for loss in losses))
+    return StitchedLoss(*losses.mean(1).tolist())
 
 
 def r2_along(states: Sequence[MappedStates], direction: Float[Tensor, "d_target"]) -> float:
