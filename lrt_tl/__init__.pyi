@@ -53,6 +53,9 @@ from .evaluation.pareto import pareto as pareto
 from .evaluation.prompted import Prompted as Prompted
 from .evaluation.published import DecoderAgreement as DecoderAgreement
 from .evaluation.published import decoder_agreement as decoder_agreement
+from .evaluation.forecast import Forecast as Forecast
+from .evaluation.forecast import forecast as forecast
+from .evaluation.forecast import forecasts as forecasts
 from .evaluation.published import published_agreement as published_agreement
 from .evaluation.recovery import Recovery as Recovery
 from .evaluation.result import TransferResult as TransferResult
