@@ -40,6 +40,9 @@ from .evaluation.endpoint import axbench_judge as axbench_judge
 from .evaluation.endpoint import endpoint_judge as endpoint_judge
 from .evaluation.evaluate import evaluate_transfer as evaluate_transfer
 from .evaluation.figures import effect_figure as effect_figure
+from .evaluation.forecast import Forecast as Forecast
+from .evaluation.forecast import forecast as forecast
+from .evaluation.forecast import forecasts as forecasts
 from .evaluation.harness import HarnessResult as HarnessResult
 from .evaluation.harness import lm_eval_tasks as lm_eval_tasks
 from .evaluation.judges import TextClassifier as TextClassifier
@@ -53,9 +56,6 @@ from .evaluation.pareto import pareto as pareto
 from .evaluation.prompted import Prompted as Prompted
 from .evaluation.published import DecoderAgreement as DecoderAgreement
 from .evaluation.published import decoder_agreement as decoder_agreement
-from .evaluation.forecast import Forecast as Forecast
-from .evaluation.forecast import forecast as forecast
-from .evaluation.forecast import forecasts as forecasts
 from .evaluation.published import published_agreement as published_agreement
 from .evaluation.recovery import Recovery as Recovery
 from .evaluation.result import TransferResult as TransferResult
