@@ -187,6 +187,7 @@ def test_the_summary_is_whole_and_is_json(
         *(f"{name}_slope" for name in draws - {"random_weights"}),
         *("anti_steerable", "agreement", "cosine_with_native", "norm_over_native"),
     }
+    assert summary["random_map_slope"]["n"] == 16
     assert list(summary["missing"]) == ["unrelated"]
     assert summary["arms"]["transferred"]["slope"] == pytest.approx(summary["transferred_slope"])
     assert summary["baselines"]["random_weights"]["n"] == 2
