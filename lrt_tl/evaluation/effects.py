@@ -9,12 +9,13 @@ from tqdm.auto import tqdm
 
 from lrt_tl.errors import LrtError
 from lrt_tl.evaluation.behavior import Behavior, score_of
-from lrt_tl.evaluation.steered import deltas_at_once, steered_logits
+from lrt_tl.evaluation.steered import deltas_at_once, steered_run
 from lrt_tl.evaluation.written import WrittenText, judged, written_texts
 from lrt_tl.models.protocol import HookedModel
 from lrt_tl.text.batches import pad, tokenize
 
 COEFFICIENTS = (-8.0, -4.0, 0.0, 4.0, 8.0)
+_PADDED = 1.2
 
 
 def check_coefficients(coefficients: Sequence[float]) -> None:
@@ -79,17 +80,32 @@ def _read(
     """Scores from the logits, and how many doses share a forward pass."""
     reading = behavior.reading(model.tokenizer, rows)
     _check_lengths(model, behavior, reading.rows)
-    starts = range(0, len(reading.rows), batch_size)
-    batches = [pad(model.tokenizer, reading.rows[start : start + batch_size])[:2] for start in starts]
+    groups = _of_like_lengths(reading.rows, batch_size)
+    batches = [pad(model.tokenizer, [reading.rows[row] for row in group])[:2] for group in groups]
+    runs = [steered_run(model, hook_name, *batch, last=reading.last) for batch in batches]
+    at_once = [deltas_at_once(model, tokens, batch_size) for tokens, _ in batches]
+    back = torch.tensor([row for group in groups for row in group]).argsort()
 
     def measure(deltas: Tensor) -> Iterable[Tensor]:
         kept = [
-            reading.kept(start, steered_logits(model, hook_name, tokens, mask, deltas), mask)
-            for start, (tokens, mask) in zip(starts, batches, strict=True)
+            torch.cat([reading.kept(group, run(some)) for some in torch.split(deltas, n)])
+            for group, run, n in zip(groups, runs, at_once, strict=True)
         ]
-        return (score_of(behavior, reading.score, of_dose) for of_dose in torch.cat(kept, dim=1))
+        return (score_of(behavior, reading.score, of_dose) for of_dose in torch.cat(kept, dim=1)[:, back])
 
-    return measure, min(deltas_at_once(model, tokens, batch_size) for tokens, _ in batches)
+    return measure, max(at_once)
+
+
+def _of_like_lengths(rows: Sequence[list[int]], batch_size: int) -> list[list[int]]:
+    """The numbers of the rows in groups of at most `batch_size`, none longer than `_PADDED` of the group's shortest: so
+    that little is padding."""
+    groups: list[list[int]] = []
+    for row in sorted(range(len(rows)), key=lambda row: len(rows[row])):
+        if groups and len(groups[-1]) < batch_size and len(rows[row]) <= _PADDED * len(rows[groups[-1][0]]):
+            groups[-1].append(row)
+        else:
+            groups.append([row])
+    return groups
 
 
 def _written(

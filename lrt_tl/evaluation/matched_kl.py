@@ -1,7 +1,7 @@
 """Equal disturbance: scale vectors until all change the model's predictions on neutral text by as much."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -9,14 +9,13 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from lrt_tl.errors import LrtError
-from lrt_tl.evaluation.steered import deltas_at_once, steered_logits
+from lrt_tl.evaluation.steered import deltas_at_once, steered_run
 from lrt_tl.models.protocol import HookedModel
 from lrt_tl.steering.calibration import neutral_batch
 
 _STEPS, _TOLERANCE, _ROWS = 16, 0.02, 128
 
 
-@torch.no_grad()
 def kl_of_steering(
     model: HookedModel,
     hook_name: str,
@@ -26,18 +25,32 @@ def kl_of_steering(
     content: Bool[Tensor, "text position"],
 ) -> Float[Tensor, "delta"]:
     """Mean KL(plain ‖ steered) of the next-token distributions at `content`, nats a position, for each delta."""
-    content = content.to(model.cfg.device)
-    nothing = torch.zeros(1, deltas.shape[1])
-    plain = steered_logits(model, hook_name, tokens, mask, nothing)[0, content]
-    log_probabilities = plain.float().log_softmax(-1)
+    return kl_on(model, hook_name, tokens, mask, content)(deltas)
+
+
+def kl_on(
+    model: HookedModel,
+    hook_name: str,
+    tokens: Int[Tensor, "text position"],
+    mask: Bool[Tensor, "text position"],
+    content: Bool[Tensor, "text position"],
+) -> Callable[[Float[Tensor, "delta d_model"]], Float[Tensor, "delta"]]:
+    """`kl_of_steering` of the same texts, for deltas that come one after another."""
+    run, content = steered_run(model, hook_name, tokens, mask), content.to(model.cfg.device)
+    log_probabilities = run(torch.zeros(1, model.cfg.d_model))[0, content].float().log_softmax(-1)
     probabilities = log_probabilities.exp()
     entropy = -(probabilities * log_probabilities).sum(-1)
-    found = []
-    for some in torch.split(deltas, deltas_at_once(model, tokens, _ROWS)):
-        steered = steered_logits(model, hook_name, tokens, mask, some)[:, content].float()
-        cross_entropy = steered.logsumexp(-1) - torch.einsum("pv,dpv->dp", probabilities, steered)
-        found.append((cross_entropy - entropy).mean(1).cpu().double())
-    return torch.cat(found)
+    at_once = deltas_at_once(model, tokens, _ROWS)
+
+    def kl(deltas: Tensor) -> Tensor:
+        found = []
+        for some in torch.split(deltas, at_once):
+            steered = run(some)[:, content].float()
+            cross_entropy = steered.logsumexp(-1) - torch.einsum("pv,dpv->dp", probabilities, steered)
+            found.append((cross_entropy - entropy).mean(1).cpu().double())
+        return torch.cat(found)
+
+    return kl
 
 
 def scales_of_equal_kl(
@@ -57,11 +70,11 @@ def scales_of_equal_kl(
     Raises:
         LrtError: a factor was not found: the direction changes nothing, or its KL does not reach the first's.
     """
-    tokens, mask, content = neutral_batch(model, texts, prepend_bos=prepend_bos)
+    kl = kl_on(model, hook_name, *neutral_batch(model, texts, prepend_bos=prepend_bos))
 
     def log_kl(log_scales: Tensor, some: Tensor) -> Tensor:
         deltas = (log_scales.exp()[:, None] * coefficient * some).float()
-        both = kl_of_steering(model, hook_name, torch.cat([deltas, -deltas]), tokens, mask, content)
+        both = kl(torch.cat([deltas, -deltas]))
         return both.reshape(2, -1).mean(0).clamp(min=1e-30).log()
 
     at = torch.zeros(len(directions), dtype=torch.float64)  # logarithms of the factors

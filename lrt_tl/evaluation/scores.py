@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from lrt_tl.errors import LrtError
@@ -29,22 +29,25 @@ class Reading:
     score: Callable[[Float[Tensor, "row *kept"]], Float[Tensor, "prompt"]]
     targets: list[list[int]] | None = None
 
+    @property
+    def last(self) -> int:
+        """How many positions of a row, counted from its end, are scored."""
+        return 1 if self.targets is None else max(map(len, self.targets))
+
     def kept(
-        self, start: int, logits: Float[Tensor, "dose row position d_vocab"], mask: Bool[Tensor, "row position"]
+        self, rows: Sequence[int], logits: Float[Tensor, "dose row last d_vocab"]
     ) -> Float[Tensor, "dose row *kept"]:
-        """Of the rows from `start` on: the logits after the last token, or the log-probability of the targets, nats."""
-        lengths = mask.sum(1)
+        """Of these rows, whose last positions are given: the logits after the last token, or the log-probability of the
+        targets, nats."""
         if self.targets is None:
-            return logits[:, torch.arange(len(lengths)), lengths - 1].float()
-        targets = self.targets[start : start + len(lengths)]
-        rows = torch.tensor([row for row, tokens in enumerate(targets) for _ in tokens])
-        places = torch.tensor(
-            [int(lengths[row]) - len(tokens) + i for row, tokens in enumerate(targets) for i in range(len(tokens))]
-        )
+            return logits[:, :, -1].float()
+        targets = [self.targets[row] for row in rows]
+        of = torch.tensor([row for row, tokens in enumerate(targets) for _ in tokens])
+        places = torch.tensor([logits.shape[2] - len(tokens) + i for tokens in targets for i in range(len(tokens))])
         expected = torch.tensor([token for tokens in targets for token in tokens])
-        read = logits[:, rows, places].float()
-        nats = (read[:, torch.arange(len(rows)), expected] - read.logsumexp(-1)).double().cpu()
-        return torch.zeros(len(logits), len(targets), dtype=torch.float64).index_add_(1, rows, nats)
+        read = logits[:, of, places].float()
+        nats = (read[:, torch.arange(len(of)), expected] - read.logsumexp(-1)).double().cpu()
+        return torch.zeros(len(logits), len(targets), dtype=torch.float64).index_add_(1, of, nats)
 
 
 @dataclass(frozen=True)

@@ -80,15 +80,15 @@ def test_a_kl_that_leaps_is_matched(monkeypatch: pytest.MonkeyPatch, bridges: tu
     leaps, ran = torch.tensor([9.0, 0.4, 0.5, 2.0, 9.0]).double(), list[int]()
     directions = torch.eye(5, 24)
 
-    def leaping(model: Any, hook_name: str, given: Tensor, *_: Any) -> Tensor:
+    def leaping(given: Tensor) -> Tensor:
         ran.append(len(given) // 2)
         size = given.norm(dim=1).double()
         leap = (given.abs().double()[:, :5] @ leaps) / size
         return size**2 * (1 + 100 * torch.sigmoid(40 * (size / leap).log()))
 
-    monkeypatch.setattr("lrt_tl.evaluation.matched_kl.kl_of_steering", leaping)
+    monkeypatch.setattr("lrt_tl.evaluation.matched_kl.kl_on", lambda *_: leaping)
     scales = scales_of_equal_kl(bridges[1], HOOK, directions, 1.0, TEXTS)
-    kls = leaping(None, HOOK, torch.cat([scales[:, None].float() * directions] * 2))[:5]
+    kls = leaping(torch.cat([scales[:, None].float() * directions] * 2))[:5]
     torch.testing.assert_close(kls / kls[0], torch.ones(5).double(), rtol=0.021, atol=0)
     assert float(scales[4]) == 1
     assert ran[0] == 5

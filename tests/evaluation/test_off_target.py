@@ -35,13 +35,14 @@ def linear(bridges: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
 
     model = bridges[1]
 
-    def read_out(_: Any, hook_name: str, tokens: Tensor, mask: Tensor, deltas: Tensor) -> Tensor:
+    def read_out(_: Any, hook_name: str, tokens: Tensor, mask: Tensor, *, last: int) -> Any:
         seen: list[Tensor] = []
         with torch.no_grad(), attached(model, [(hook_name, lambda states, hook: seen.append(states) or states)]):
             model(tokens, attention_mask=mask.long())
-        return (seen[0][None] + deltas[:, None, None]) @ READ_OUTS.T
+        at_end = seen[0][torch.arange(len(mask)), mask.sum(1) - last]
+        return lambda deltas: ((at_end + deltas[:, None]) @ READ_OUTS.T)[:, :, None]
 
-    monkeypatch.setattr(effects, "steered_logits", read_out)
+    monkeypatch.setattr(effects, "steered_run", read_out)
     return model
 
 

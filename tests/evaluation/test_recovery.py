@@ -135,9 +135,10 @@ def test_a_baseline_that_does_as_much_leaves_nothing() -> None:
 
 
 def test_resamples_without_anything_left_have_no_say() -> None:
-    """One prompt of four, for which native, transferred and baseline do the same: 1 in 256 resamples is 0/0."""
-    native = torch.tensor([1.0, 3.0, 3.0, 3.0])
-    found = recovery_over_baseline(native, native, torch.tensor([[1.0, 0.0, 0.0, 0.0]]))
+    """Four prompts of eight, for which native, transferred and baseline do the same: 1 in 256 resamples is 0/0, fewer
+    than lie below the interval."""
+    native = torch.tensor([1.0] * 4 + [3.0] * 4)
+    found = recovery_over_baseline(native, native, torch.tensor([[1.0] * 4 + [0.0] * 4]))
     assert (found.estimate, found.low, found.high) == (1, 1, 1)
 
 
