@@ -31,6 +31,8 @@ LEAST, MOST = -0.2, 1.2
 """Recoveries are clipped to this range: beyond it, how far is chance."""
 FEWEST_PAIRS = 4
 _PENALTY = 0.1
+_ROUNDING = 1e-3
+"""Of what transfers are kept with."""
 _FILE = Path(__file__).with_name("forecast.json")
 
 
@@ -115,8 +117,8 @@ class Forecaster:
         """Which features are beyond what all those transfers had, in words."""
         found = []
         for name, (low, high) in self.ranges.items():
-            value = features.get(name)
-            if value is not None and not low <= value <= high:
+            value, slack = features.get(name), _ROUNDING * max(abs(low), abs(high))
+            if value is not None and not low - slack <= value <= high + slack:
                 side = f"under {low:.3g}" if value < low else f"over {high:.3g}"
                 found.append(f"{name.replace('_', ' ')} {value:.3g}, {side}")
         return tuple(found)

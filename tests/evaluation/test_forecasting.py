@@ -112,6 +112,7 @@ def test_beyond_what_was_seen_is_said_and_goes_no_further() -> None:
     found = learn(transfers)
     assert found.extrapolates(transfers[0].features) == ()
     assert found.extrapolates(dict.fromkeys(FEATURES)) == ()
+    assert found.extrapolates({"gain": 1.0001 * found.ranges["gain"][1]}) == ()
     most = max(transfer.features["auc"] or 0 for transfer in transfers)
     features = {**transfers[0].features, "auc": 50.0, "gain": 0.25}
     first, second = found.extrapolates(features)
