@@ -33,7 +33,6 @@ from lrt_tl.evaluation.controls import random_directions
 from lrt_tl.evaluation.effects import dose_response, slopes
 from lrt_tl.evaluation.forecast import features_of, measure_map
 from lrt_tl.evaluation.forecasting import (
-    FEATURES,
     FORMAT_VERSION,
     KnownTransfer,
     clipped,
@@ -273,9 +272,8 @@ def learn_from(rows: Path) -> None:
         "pairs": forecaster.n_pairs,
         "transfers": forecaster.n_transfers,
         "refused_by_the_gate": len(found) - len(stated),
-        "recovery_for_a_standard_deviation": dict(
-            zip(FEATURES, forecaster.regression.coefficients.tolist(), strict=True)
-        ),
+        "slope": forecaster.line.slope,
+        "intercept": forecaster.line.intercept,
         "rank_correlation_of_each_feature": alone(known),
         "groups": groups,
     }

@@ -114,7 +114,7 @@ class Forecast:
     """Of models, that it was learnt on."""
     n_transfers: int
     extrapolates: tuple[str, ...] = ()
-    """Features beyond all that was learnt from, in words; they are taken to be at its end."""
+    """Features beyond all that was seen in learning, in words."""
     unknown: tuple[str, ...] = ()
     """Features that are learnt from and not known here; they are taken to be what they are on average."""
 
