@@ -369,6 +369,7 @@ def main() -> None:
         "rows": rows,
     }
     if given.out:
+        given.out.parent.mkdir(parents=True, exist_ok=True)
         lines = ",\n".join(json.dumps(row) for row in rows)
         head = json.dumps({key: value for key, value in result.items() if key != "rows"}, indent=1)
         given.out.write_text(f'{head[:-2]},\n "rows": [\n{lines}\n]\n}}\n', encoding="utf-8")
