@@ -40,6 +40,9 @@ from .evaluation.endpoint import axbench_judge as axbench_judge
 from .evaluation.endpoint import endpoint_judge as endpoint_judge
 from .evaluation.evaluate import evaluate_transfer as evaluate_transfer
 from .evaluation.figures import effect_figure as effect_figure
+from .evaluation.forecast import Forecast as Forecast
+from .evaluation.forecast import forecast as forecast
+from .evaluation.forecast import forecasts as forecasts
 from .evaluation.harness import HarnessResult as HarnessResult
 from .evaluation.harness import lm_eval_tasks as lm_eval_tasks
 from .evaluation.judges import TextClassifier as TextClassifier
@@ -63,6 +66,8 @@ from .evaluation.strength import Strength as Strength
 from .models.loading import load_model as load_model
 from .models.reinitialized import reinitialized as reinitialized
 from .runs.run import TransferRun as TransferRun
+from .runs.saved import SavedRun as SavedRun
+from .runs.saved import read_run as read_run
 from .steering.autoencoder import Autoencoder as Autoencoder
 from .steering.autoencoder import decoder_vectors as decoder_vectors
 from .steering.autoencoder import load_autoencoder as load_autoencoder

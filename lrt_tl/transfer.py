@@ -19,6 +19,7 @@ from lrt_tl.evaluation.controls import N_DRAWS
 from lrt_tl.evaluation.decide import decide
 from lrt_tl.evaluation.effects import COEFFICIENTS, check_coefficients
 from lrt_tl.evaluation.evaluate import evaluate_transfer
+from lrt_tl.evaluation.forecast import Forecast, forecasts
 from lrt_tl.evaluation.layer_choice import LayerChoice, choose_layer
 from lrt_tl.evaluation.off_target import off_target
 from lrt_tl.evaluation.pareto import pareto
@@ -152,6 +153,7 @@ def transfer(
     chosen = 0 if choice is None else choice.chosen
     affine_map, vectors = maps[chosen], found[chosen]
     print(affine_map)
+    foreseen = _forecasts(chain, affine_map, vectors, search)
     untrained = _untrained(chain, affine_map, seed) if random_weights else [None] * len(read)
     evaluating: dict[str, Any] = {
         "coefficients": coefficients,
@@ -176,7 +178,7 @@ def transfer(
             neutral=neutral,
             **evaluating,
         )
-        measured.append(_judged(chain, affine_map, own, result, neutral, asked, seed))
+        measured.append(_judged(chain, affine_map, own, result, foreseen[place], neutral, asked, seed))
     natives, carried = (
         {behavior.name: getattr(own, kind) for behavior, own in zip(behaviors, vectors, strict=True)}
         for kind in ("native", "transferred")
@@ -263,11 +265,23 @@ def _choose_layer(
     return choice, [half for _, half in halves]
 
 
+def _forecasts(
+    chain: _Chain, affine_map: AffineMap, vectors: Sequence[_Vectors], search: LayerSearch | None
+) -> list[Forecast]:
+    """Made of the source and the map, before the target is steered."""
+    reading: dict[str, Any] = {name: chain.harvesting[name] for name in ("batch_size", "prepend_bos")}
+    of_source = [each.of_source for each in vectors]
+    return forecasts(
+        chain.source, chain.target, chain.documents, of_source, affine_map=affine_map, search=search, **reading
+    )
+
+
 def _judged(
     chain: _Chain,
     affine_map: AffineMap,
     vectors: _Vectors,
     result: TransferResult,
+    forecast: Forecast,
     neutral: Sequence[str],
     questions: Sequence[ChoiceQuestion],
     seed: int,
@@ -291,7 +305,8 @@ def _judged(
         side_effects=effects,
         pareto=doses,
         capability=capability(target, steering, questions, **shared) if questions else None,
-        decision=decide(result, affine_map=affine_map, pareto=doses, side_effects=effects),
+        forecast=forecast,
+        decision=decide(result, affine_map=affine_map, forecast=forecast, pareto=doses, side_effects=effects),
     )
 
 

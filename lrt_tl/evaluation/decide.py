@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lrt_tl.alignment.affine_map import FEW_TOKENS_PER_DIMENSION, AffineMap
 from lrt_tl.evaluation.effects import slopes
+from lrt_tl.evaluation.forecast import Forecast
 from lrt_tl.evaluation.pareto import Pareto
 from lrt_tl.evaluation.recovery import LEVEL, rank
 from lrt_tl.evaluation.result import TransferResult
@@ -190,7 +191,7 @@ def decide(
     result: TransferResult,
     *,
     affine_map: AffineMap | None = None,
-    forecast: Any = None,
+    forecast: Forecast | None = None,
     pareto: Pareto | None = None,
     side_effects: SideEffects | None = None,
 ) -> Decision:

@@ -31,6 +31,8 @@ from lrt_tl.steering.extraction import mean_activation
 from lrt_tl.steering.handle import require_at_rest
 from lrt_tl.steering.vector import SteeringVector
 
+_RANDOM_MAPS = 16
+
 
 def evaluate_transfer(
     target: HookedModel,
@@ -71,7 +73,7 @@ def evaluate_transfer(
         neutral: a few texts that have nothing to do with the behavior: adds the recovery at matched KL, and the
             target's mean activation over them.
         coefficients: in units of the native vector; symmetric about 0, which is added where it is left out.
-        n_draws: random vectors, shuffled maps, and random maps.
+        n_draws: random vectors, and shuffled maps; of random maps, which are random vectors again, at most 16.
 
     Raises:
         MismatchError: a vector, or the map's end, is not of the target, or they are not at one hook point.
@@ -165,7 +167,7 @@ def _controls(
         missing |= dict.fromkeys(("shuffled_map", "random_map"), "no map was given (affine_map=)")
     else:
         found["shuffled_map"] = shuffled_map_directions(affine_map, n_draws, seed=seed + 1)
-        found["random_map"] = random_map_directions(affine_map, n_draws, seed=seed + 2)
+        found["random_map"] = random_map_directions(affine_map, min(n_draws, _RANDOM_MAPS), seed=seed + 2)
     found |= _checked(given, d_model, taken=("random", "shuffled_map", "random_map"))
     if not neutral:
         missing["mean_activation"] = "no neutral text was given (neutral=)"
@@ -264,7 +266,7 @@ def _checked(directions: Mapping[str, Tensor], d_model: int, *, taken: Iterable[
     names = {*taken, *VECTORS}
     for name, some in directions.items():
         if name in names:
-            raise LrtError(f"a control cannot be named {name!r}: that is another arm of the measurement")
+            raise LrtError(f"a control or baseline cannot be named {name!r}: that is another arm of the measurement")
         if some.ndim != 2 or some.shape[1] != d_model or not some.numel() or not some.norm(dim=1).all():
             raise LrtError(f"control {name!r} must be directions [draw, {d_model}], none of them zero")
     return {name: some.float().cpu() for name, some in directions.items()}

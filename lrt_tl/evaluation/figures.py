@@ -41,7 +41,7 @@ def effect_figure(result: TransferResult) -> "Figure":
         layout(
             title=figure_text(result.behavior),
             xaxis_title="coefficient (1 = the native vector's length)",
-            yaxis_title="score of the behavior, mean over prompts",
+            yaxis_title="score, mean over prompts",
             height=460,
         )
     )
@@ -80,7 +80,7 @@ def recovery_figure(found: Mapping[str, Mapping[str, Recovery]]) -> "Figure":
         figure.add_vline(x=at, line={"width": 1, "dash": "dot", "color": "#888888"})
     figure.update_layout(
         layout(
-            xaxis_title="recovery (0: as random vectors, 1: as the native vector)",
+            xaxis_title="recovery (0: random, 1: native vector)",
             yaxis={
                 "tickvals": [-place for place in range(len(behaviors))],
                 "ticktext": [figure_text(name) for name in behaviors],

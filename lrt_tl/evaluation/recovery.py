@@ -10,6 +10,7 @@ Over a baseline, a vector that is no null but has to be beaten, the same share i
     (slope_transferred − slope_baseline) / (slope_native − slope_baseline)
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -138,7 +139,10 @@ def _share(native: Tensor, transferred: Tensor, others: Tensor, means: Means) ->
     """(transferred − others)/(native − others), with its interval."""
     left = float(others.double().mean())
     estimate = (float(transferred.double().mean()) - left) / (float(native.double().mean()) - left)
-    return Recovery(estimate, *_interval((means[1] - means[2]) / (means[0] - means[2]), len(native)))
+    low, high = _interval((means[1] - means[2]) / (means[0] - means[2]), len(native))
+    if not math.isfinite(low) or not math.isfinite(high):
+        return Recovery(None, None, None, "in too many resamples the native vector does what it is compared with does")
+    return Recovery(estimate, low, high)
 
 
 def tail(n_prompts: int) -> float:
@@ -153,8 +157,9 @@ def tail(n_prompts: int) -> float:
 
 
 def _interval(values: Float[Tensor, "resample"], n_prompts: int) -> tuple[float, float]:
+    """Where a resample has 0/0 it has no say."""
     outside = tail(n_prompts)
-    low, high = values.quantile(torch.tensor([outside, 1 - outside], dtype=torch.float64)).tolist()
+    low, high = values.nanquantile(torch.tensor([outside, 1 - outside], dtype=torch.float64)).tolist()
     return low, high
 
 

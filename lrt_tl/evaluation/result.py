@@ -60,7 +60,7 @@ class TransferResult:
     """Controls and references of the default set that were not measured, and why."""
 
     def slope(self, arm: str) -> float:
-        """Mean slope over the prompts: of `"native"`, `"transferred"` or `"source_native"`."""
+        """Mean slope over the prompts, of an arm as `curve` takes it."""
         return float(slopes(self._scores(arm), self.coefficients).mean())
 
     def curve(self, arm: str) -> Curve:

@@ -35,7 +35,7 @@ def figure_text(text: str) -> str:
 def markdown_text(text: str) -> str:
     """Text on one line of markdown, where nothing in it is read as markdown, a link or HTML; it must not begin a line,
     where dashes and numbers mean something."""
-    return re.sub(r"([\\`*_{}\[\]()<>#|~&!:@$])", r"\\\1", " ".join(shown(text).split()))
+    return re.sub(r"([\\`*_\[\]<>#|~&@$])", r"\\\1", " ".join(shown(text).split()))
 
 
 def changed_words(text: str, against: str) -> list[tuple[str, bool]]:

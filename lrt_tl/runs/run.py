@@ -11,8 +11,10 @@ from lrt_tl.alignment.layer_search import LayerSearch
 from lrt_tl.artifacts import new_folder, write_json, write_text
 from lrt_tl.evaluation.capability import Capability
 from lrt_tl.evaluation.decide import Decision
+from lrt_tl.evaluation.forecast import Forecast
 from lrt_tl.evaluation.layer_choice import LayerChoice
 from lrt_tl.evaluation.off_target import OffTarget
+from lrt_tl.evaluation.pareto import Pareto
 from lrt_tl.evaluation.result import TransferResult
 from lrt_tl.evaluation.side_effects import SideEffects
 from lrt_tl.report.page import Answer
@@ -39,11 +41,11 @@ class BehaviorTransfer:
     samples: list[dict[str, str]]
     sample_coefficient: float
     side_effects: SideEffects | None = None
-    pareto: Any = None
+    pareto: Pareto | None = None
     """Effect against KL, of native and transferred."""
     capability: Capability | None = None
-    forecast: Any = None
-    """Made before the target was steered: `estimate`, `low` and `high` of the recovery."""
+    forecast: Forecast | None = None
+    """Made before the target was steered."""
     decision: Decision | None = None
 
     def evidence(self) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from lrt_tl.errors import ArtifactError
 from lrt_tl.evaluation.figures import recovery_figure
 from lrt_tl.evaluation.recovery import Recovery
 from lrt_tl.report.page import Answer, Figure, Page, Section, Table
+from lrt_tl.report.text import shown, shown_name
 from lrt_tl.runs.run import folder_name
 from lrt_tl.runs.summary import check_summary
 from lrt_tl.tables import flattened
@@ -36,16 +37,16 @@ class SavedRun:
 
     def rows(self) -> list[dict[str, str]]:
         """For a table, a row a behavior."""
-        at_kl = self.recoveries("recovery_matched_kl")
+        found, at_kl = self.recoveries(), self.recoveries("recovery_matched_kl")
         return [
             {
-                "run": self.folder.name,
-                "behavior": behavior["name"],
-                "recovery": str(self.recoveries()[behavior["name"]]),
-                "at matched KL": str(at_kl[behavior["name"]]),
+                "run": shown_name(self.folder.name),
+                "behavior": shown_name(behavior["name"]),
+                "recovery": shown(str(found[behavior["name"]])),
+                "at matched KL": shown(str(at_kl[behavior["name"]])),
                 "own vector's slope": f"{behavior['native_slope']:+.3f}",
                 "transferred": f"{behavior['transferred_slope']:+.3f}",
-                "verdict": (behavior.get("decision") or {}).get("verdict", "none"),
+                "verdict": shown_name((behavior.get("decision") or {}).get("verdict", "none")),
             }
             for behavior in self.summary["behaviors"]
         ]
@@ -113,22 +114,23 @@ def compare(runs: Sequence[SavedRun]) -> Page:
 
 
 def _answer(names: Sequence[str], runs: Sequence[SavedRun]) -> Answer:
-    """The highest of the runs' lowest recoveries."""
-    least = {
-        name: min((each.estimate, behavior) for behavior, each in run.recoveries().items() if each.estimate is not None)
-        for name, run in zip(names, runs, strict=True)
-        if any(each.estimate is not None for each in run.recoveries().values())
-    }
-    if not least:
-        return Answer("No recovery can be stated in any of the runs.", None, None)
-    name = max(least, key=lambda each: least[each][0])
-    estimate, behavior = least[name]
-    found = runs[names.index(name)].recoveries()[behavior]
-    interval = None if found.low is None or found.high is None else (found.low, found.high)
+    """The run whose lowest recovery is highest, over the behaviors for which all runs state one."""
+    stated = [{name for name, each in run.recoveries().items() if each.estimate is not None} for run in runs]
+    shared = sorted(set.intersection(*stated))
+    if not shared:
+        return Answer("There is no behavior for which a recovery can be stated in every run.", None, None)
+    lowest = [min((run.recoveries()[name].estimate or 0.0, name) for name in shared) for run in runs]
+    place = max(range(len(runs)), key=lambda each: lowest[each][0])
+    found = runs[place].recoveries()[lowest[place][1]]
+    name, behavior = shown_name(names[place]), shown_name(lowest[place][1])
     sentence = f"Of what {name} carried, {behavior} kept least of the effect of the target's own vector."
     if len(runs) > 1:
-        sentence = f"By the behavior that kept least, {name} carried most of {len(runs)} runs; there it is {behavior}."
-    return Answer(sentence, estimate, interval, what=f"recovery of {behavior} in {name}")
+        sentence = (
+            f"Of {len(runs)} runs {name} carried most: of the behaviors for which all of them state a recovery, "
+            f"{behavior} is its lowest."
+        )
+    interval = None if found.low is None or found.high is None else (found.low, found.high)
+    return Answer(sentence, found.estimate, interval, what=f"recovery of {behavior} in {name}")
 
 
 def _names(runs: Sequence[SavedRun]) -> list[str]:

@@ -94,16 +94,22 @@ def _agreement(run: TransferRun) -> Section:
 def _costs(run: TransferRun) -> Section:
     blocks: list[Block] = []
     for each in run.behaviors:
+        if each.pareto is not None:
+            blocks.append(Note(each.pareto.sentence()))
         for part in (each.side_effects, each.pareto, each.capability):
             blocks += _shown(part, each.result.behavior)
     return Section("What it costs", blocks, "Does the transferred vector cost more than the target's own?")
 
 
 def _layers(run: TransferRun) -> Section:
-    if run.search is None:
-        return Section("Which layers", [])
-    note = "The best of many pairs looks related even where none is: it has to beat the same search on shuffled text."
-    return Section("Which layers", [Figure(run.search.figure()), Table(run.search.summary())], note)
+    blocks: list[Block] = []
+    if run.layer_choice is not None:
+        chosen = f"{run.layer_choice.hook_names[run.layer_choice.chosen]} was chosen on prompts that nothing else uses."
+        blocks += [Note(chosen), *_shown(run.layer_choice)]
+    if run.search is not None:
+        warning = "The best of many pairs looks related even where none is: it has to beat the search of shuffled text."
+        blocks += [Note(warning), Figure(run.search.figure()), Table(run.search.summary())]
+    return Section("Which layers", blocks)
 
 
 def _map(run: TransferRun) -> Section:
@@ -128,14 +134,14 @@ def _texts(run: TransferRun) -> Section:
 
 
 def _forecasts(run: TransferRun) -> Section:
-    made = [each for each in run.behaviors if each.forecast is not None]
+    made = [(each.result, each.forecast) for each in run.behaviors if each.forecast is not None]
     if not made:
         return Section("Forecast and outcome", [])
-    foretold = {b.result.behavior: Recovery(b.forecast.estimate, b.forecast.low, b.forecast.high) for b in made}
-    points = {"forecast": foretold, "found": {b.result.behavior: b.result.recovery for b in made}}
+    foretold = {result.behavior: Recovery(forecast.estimate, forecast.low, forecast.high) for result, forecast in made}
+    points = {"forecast": foretold, "found": {result.behavior: result.recovery for result, _ in made}}
     blocks: list[Block] = [Figure(recovery_figure(points))]
-    for each in made:
-        blocks += _shown(each.forecast, each.result.behavior)
+    for result, forecast in made:
+        blocks += [Note(f"{result.behavior}: {forecast}"), *_shown(forecast, result.behavior)]
     return Section("Forecast and outcome", blocks, "The forecast was made before the target was steered.")
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from lrt_tl import storyworld
 from lrt_tl.alignment.affine_map import AffineMap
 from lrt_tl.alignment.fit import fit_affine_map
 from lrt_tl.errors import LrtError, MismatchError
@@ -84,6 +85,36 @@ def test_an_identity_transfer_recovers_all(bridges: tuple[Any, Any]) -> None:
     assert result.summary()["random_slope"]["rank_of_native"] == 1
 
 
+def test_the_identity_map_of_a_trained_model_recovers_all(affine_map: AffineMap) -> None:
+    """storyworld-large to itself: 1 to 1e-6, at matched norm and at matched KL, with nothing between the bounds."""
+    model = storyworld.load("large")
+    own = mean_difference(model, storyworld.contrast_pairs("refusal", 16), layer=4, position="last")
+    width = model.cfg.d_model
+    identity = replace(
+        affine_map,
+        weight=torch.eye(width),
+        bias=torch.zeros(width),
+        sources=(own.site,),
+        target=own.site,
+        target_covariance=torch.eye(width),
+        source_covariance=None,
+    )
+    result = evaluate_transfer(
+        model,
+        identity.transport(own),
+        storyworld.behavior("refusal", 8),
+        native=own,
+        affine_map=identity,
+        neutral=storyworld.neutral_prompts("mood", 4),
+        coefficients=(-0.5, 0.0, 0.5),
+        n_draws=19,
+    )
+    for found in (result.recovery, result.recovery_matched_kl, result.strength.recovery):
+        assert found is not None
+        assert (found.estimate, found.low, found.high) == pytest.approx((1, 1, 1), abs=1e-6)
+    assert result.cosine_with_native == pytest.approx(1)
+
+
 def test_a_vector_that_does_nothing_recovers_nothing(bridges: tuple[Any, Any]) -> None:
     target = bridges[1]
     native = _towards(target)
@@ -156,6 +187,7 @@ def test_the_summary_is_whole_and_is_json(
         *(f"{name}_slope" for name in draws - {"random_weights"}),
         *("anti_steerable", "agreement", "cosine_with_native", "norm_over_native"),
     }
+    assert summary["random_map_slope"]["n"] == 16
     assert list(summary["missing"]) == ["unrelated"]
     assert summary["arms"]["transferred"]["slope"] == pytest.approx(summary["transferred_slope"])
     assert summary["baselines"]["random_weights"]["n"] == 2

@@ -134,6 +134,13 @@ def test_a_baseline_that_does_as_much_leaves_nothing() -> None:
     assert recovery_over_baseline(native[:1], native[:1], native[None, :1] - 1).reason is not None
 
 
+def test_resamples_without_anything_left_have_no_say() -> None:
+    """One prompt of four, for which native, transferred and baseline do the same: 1 in 256 resamples is 0/0."""
+    native = torch.tensor([1.0, 3.0, 3.0, 3.0])
+    found = recovery_over_baseline(native, native, torch.tensor([[1.0, 0.0, 0.0, 0.0]]))
+    assert (found.estimate, found.low, found.high) == (1, 1, 1)
+
+
 def test_a_baseline_as_good_as_the_native_vector_rarely_leaves_something() -> None:
     """The gate is one-sided at 2.5 %: prompts differ, the two vectors do not but for noise."""
     passed = 0

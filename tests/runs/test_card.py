@@ -25,7 +25,7 @@ def test_the_text_says_what_a_stranger_has_to_know() -> None:
     parts = [
         "50 % \\[40, 60\\]",
         "nothing was decided",
-        "random \\(20\\)",
+        "random (20)",
         "## Limits",
         "vectors/mood/transferred",
         "```sh\nlrt-tl transfer --seed 3\n```",

@@ -143,6 +143,8 @@ def test_runs_are_compared_side_by_side(saved: Path, tmp_path: Path) -> None:
     page = compare([read_run(saved), read_run(other)])
     assert page.answer.number == 0.9
     assert "other" in page.answer.sentence
+    alone = a_run([a_result("d")]).save(tmp_path / "alone")
+    assert compare([read_run(other), read_run(alone)]).answer.number is None
     sections = {section.title: section.blocks for section in page.sections}
     table = next(block for block in sections["Recovery"] if isinstance(block, Table))
     assert [(row["run"], row["behavior"]) for row in table.rows] == [("run", "a/b"), ("run", "c"), ("other", "a/b")]  # type: ignore[index]

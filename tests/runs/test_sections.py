@@ -16,6 +16,7 @@ from lrt_tl.report.page import Code, Figure, Note, Page, Section, Table, Texts
 from lrt_tl.runs.provenance import call_of, digest, model_rows
 from lrt_tl.runs.run import TransferRun
 from lrt_tl.runs.sections import page_of, recovery_rows
+from lrt_tl.runs.summary import check_summary
 from tests.runs.synthetic import a_result, a_run, a_site
 
 
@@ -145,3 +146,14 @@ def test_a_part_that_is_missing_is_named(missing: str) -> None:
     run = a_run(**{name: part for name, part in EVIDENCE.items() if name != missing})
     _, left_out = tables(sections_of(page_of(run))["What was left out"])
     assert left_out["mood"].split("; ")[:2] == ["side effects", missing]
+
+
+def test_the_summary_holds_every_part() -> None:
+    summary = check_summary(whole().summary())
+    assert summary["search"]["best"] == [0, 3]  # 0.5 is the highest of R2
+    assert summary["search"]["test_r2"] == R2.tolist()
+    assert summary["off_target"] == SPILL.to_json()
+    (behavior,) = summary["behaviors"]
+    assert behavior["decision"]["verdict"] == "caution"
+    assert behavior["forecast"]["name"] == "forecast"
+    assert behavior["side_effects"] is None

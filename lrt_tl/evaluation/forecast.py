@@ -1,0 +1,344 @@
+"""What recovery to expect of a vector carried to a target, before the target is ever steered."""
+
+import html
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor
+
+from lrt_tl.alignment.affine_map import AffineMap
+from lrt_tl.alignment.fit import fit_affine_map
+from lrt_tl.alignment.layer_search import LayerSearch
+from lrt_tl.artifacts import typed
+from lrt_tl.errors import LrtError
+from lrt_tl.evaluation.comparability import Comparability, comparability, effective_dimension, held_out_batches
+from lrt_tl.evaluation.forecasting import FEATURES, learnt
+from lrt_tl.evaluation.stitched import (
+    MappedStates,
+    StitchedLoss,
+    correlation_along,
+    mapped_states,
+    mean_cosine,
+    r2_along,
+    stitched_loss,
+    token_share,
+)
+from lrt_tl.models.hook_names import check_writable, layer_of, resolve_hook_name
+from lrt_tl.models.identity import identify, require_same_model
+from lrt_tl.models.protocol import HookedModel
+from lrt_tl.steering.vector import SteeringVector
+from lrt_tl.tables import html_columns
+from lrt_tl.text.batches import TokenBatch
+
+Vectors = SteeringVector | Sequence[SteeringVector]
+"""One vector; or, where the map begins at several sites, the same feature's vector at each."""
+
+
+@dataclass(frozen=True)
+class Features:
+    """What is known of a transfer before the target is steered. None: not known here. Yes is 1, no is 0.
+
+    None of them looks at the target's own vector or at anything steered.
+    """
+
+    same_architecture: float | None
+    """See `Comparability`, as for the next three."""
+    same_tokenizer: float | None
+    agreement: float | None
+    divergence: float | None
+    source_dimension: float | None
+    """Participation ratio of the source's states, of all sites of the map together: 1 to their dimensions (see
+    `effective_dimension`)."""
+    target_dimension: float | None
+    """The same of the target's states."""
+    depth: float | None
+    """Share of the target's blocks that are done where the map ends, 0 to 1."""
+    depth_gap: float | None
+    """How far the nearest site of the map is from there, in the same share of the source's blocks, 0 to 1."""
+    layers_read: float | None
+    """Sites of the map over blocks of the source."""
+    tokens_per_dimension: float | None
+    """n/d: positions that the map was fitted on, over source dimensions."""
+    test_r2: float | None
+    """R² of the map on test documents, at most 1."""
+    stitched: float | None
+    """Share of the loss kept by the target with mapped states in place of its own: see `StitchedLoss.kept`."""
+    direction_r2: float | None
+    """R² of the map along this vector's image: see `r2_along`."""
+    direction_correlation: float | None
+    """See `correlation_along`."""
+    token_share: float | None
+    """How much of what the target's states do along the vector's image the token alone explains: see `token_share`."""
+    mean_cosine: float | None
+    """Of the vector's image with the target's mean state, in absolute value: see `mean_cosine`."""
+    prominence: float | None
+    """Variance of the target's states along the vector's image, over their mean variance a dimension."""
+    determined: float | None
+    """See `Carried`, as for the next two: how well the map carries this vector, as far as the map alone can tell."""
+    gain: float | None
+    predicted_cosine: float | None
+    auc: float | None
+    """How well the vector tells its contrast pairs apart in the source, 0 to 1: see `ExtractionReport`. Of several
+    vectors the best, as for d′."""
+    d_prime: float | None
+    above_null: float | None = None
+    """R² of the best pair of layers on the sample of a layer search, less the best that shuffled positions gave."""
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """The recovery to expect of a vector that is carried to a target, which has not been steered.
+
+    It was learnt on the transfers of `benchmarks/forecast_campaign.py`, and says beside it how such forecasts did on
+    pairs of models that were left out. Those are small models of one family, and one further pair: what it is worth on
+    others is not known.
+    """
+
+    estimate: float
+    """Expected recovery: 1 for what the target's own vector does, 0 for what a random one does."""
+    low: float
+    """Of the 90 % interval."""
+    high: float
+    features: Features
+    error: float
+    """Mean absolute error of such forecasts, on pairs of models left out."""
+    error_of_mean: float
+    """The same of the forecast that knows nothing: the mean recovery of the other pairs."""
+    rank_correlation: float
+    """Spearman's, of forecast and measured recovery, on pairs left out."""
+    coverage: float
+    """How often the interval held what was measured, on pairs left out."""
+    n_pairs: int
+    """Of models, that it was learnt on."""
+    n_transfers: int
+    extrapolates: tuple[str, ...] = ()
+    """Features beyond all that was learnt from, in words; they are taken to be at its end."""
+    unknown: tuple[str, ...] = ()
+    """Features that are learnt from and not known here; they are taken to be what they are on average."""
+
+    @property
+    def predicts(self) -> bool:
+        """Whether such forecasts did better than the mean on pairs left out."""
+        return self.error < self.error_of_mean
+
+    def rows(self) -> list[dict[str, str]]:
+        """For a table, a row a feature."""
+        found = []
+        for key, value in asdict(self.features).items():
+            name = key.replace("_", " ")
+            beyond = next((f"extrapolates: {each}" for each in self.extrapolates if each.startswith(f"{name} ")), "")
+            row = {"feature": name, "value": "" if value is None else f"{value:.3g}"}
+            learnt_from = "yes" if key in FEATURES else "no"
+            found.append({**row, "learnt from": learnt_from, "note": "not known here" if value is None else beyond})
+        return found
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything, ready for JSON."""
+        return {**asdict(self), "extrapolates": list(self.extrapolates), "unknown": list(self.unknown)}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> "Forecast":
+        """Raises:
+        TypeError: it is not what `to_json` gives.
+        """
+        lists = {name: tuple(value[name]) for name in ("extrapolates", "unknown")}
+        return typed(cls(**{**value, **lists, "features": typed(Features(**value["features"]))}))
+
+    def __str__(self) -> str:
+        expected = f"a recovery of {self.estimate:.2f} [{self.low:.2f}, {self.high:.2f}] is expected"
+        learnt_on = f"{self.n_pairs} pairs of models ({self.n_transfers} transfers)"
+        if not self.predicts:
+            return (
+                f"{expected}, but the features predict nothing: left out in turn, {learnt_on} are forecast with an "
+                f"error of {self.error:.2f}, and by the mean of the others with {self.error_of_mean:.2f}"
+            )
+        beyond = f"; it extrapolates: {'; '.join(self.extrapolates)}" if self.extrapolates else ""
+        return (
+            f"{expected}; left out in turn, {learnt_on} were forecast with a mean error of {self.error:.2f} (the mean "
+            f"alone: {self.error_of_mean:.2f}) and a rank correlation of {self.rank_correlation:.2f}{beyond}"
+        )
+
+    def __repr__(self) -> str:
+        beyond = f", extrapolates in {len(self.extrapolates)}" if self.extrapolates else ""
+        return (
+            f"Forecast({self.estimate:.2f} [{self.low:.2f}, {self.high:.2f}], mean error {self.error:.2f} against "
+            f"{self.error_of_mean:.2f} of the mean{beyond})"
+        )
+
+    def _repr_html_(self) -> str:
+        return f"<p>{html.escape(str(self))}</p>{html_columns(self.rows())}"
+
+
+def forecast(
+    source: HookedModel,
+    target: HookedModel,
+    documents: Any,
+    vector: Vectors,
+    *,
+    affine_map: AffineMap | None = None,
+    layer: int | None = None,
+    search: LayerSearch | None = None,
+    batch_size: int = 16,
+    prepend_bos: bool = True,
+) -> Forecast:
+    """Say what recovery to expect of a vector, before the target is steered or its own vector found.
+
+    Args:
+        documents: whatever `read_documents` takes; those that the map was fitted on, of which the test documents, up to
+            64 of them, are read again.
+        vector: of the source; or, where the map begins at several sites, the same feature's vector at each.
+        affine_map: what carries it. By default one is fitted on the documents, from where the vectors are; give one
+            that was fitted without the texts that the vector is to be tried on.
+        layer: of the target, at which a map ends that is fitted here; by default the one at half of its depth.
+        search: a search of layers between the two models, where one is at hand: shown, and not learnt from.
+
+    Raises:
+        LrtError: there is no test document, a model is being steered, or what `fit_affine_map` refuses.
+        MismatchError: map, vector and models do not belong together.
+    """
+    options: dict[str, Any] = {"affine_map": affine_map, "layer": layer, "search": search}
+    options |= {"batch_size": batch_size, "prepend_bos": prepend_bos}
+    return forecasts(source, target, documents, [vector], **options)[0]
+
+
+def forecasts(
+    source: HookedModel,
+    target: HookedModel,
+    documents: Any,
+    vectors: Sequence[Vectors],
+    *,
+    affine_map: AffineMap | None = None,
+    layer: int | None = None,
+    search: LayerSearch | None = None,
+    batch_size: int = 16,
+    prepend_bos: bool = True,
+) -> list[Forecast]:
+    """`forecast` for several vectors that go through one map: what is common to them is measured once."""
+    if not vectors:
+        raise LrtError("there is no vector to forecast")
+    each_at = [[each] if isinstance(each, SteeringVector) else list(each) for each in vectors]
+    for vector in (vector for found in each_at for vector in found):
+        vector.check_model(source)
+    if affine_map is None:
+        end = resolve_hook_name(target, layer=target.cfg.n_layers // 2 if layer is None else layer)
+        begin = [vector.site.hook_name for vector in each_at[0]]
+        affine_map = fit_affine_map(source, target, documents, hook_names=(begin, end), prepend_bos=prepend_bos)
+    elif layer is not None:
+        raise LrtError(f"layer={layer} is of a map that is fitted here; the one given ends at {affine_map.target}")
+    _check_map(affine_map, source, target)
+    batches = held_out_batches(source, target, documents, batch_size=batch_size, prepend_bos=prepend_bos)
+    measured = measure_map(source, target, affine_map, batches)
+    return [_forecast(features_of(measured, source, target, found, search)) for found in each_at]
+
+
+@dataclass(frozen=True)
+class MapMeasured:
+    """What is measured once for a map, whichever vectors it carries."""
+
+    affine_map: AffineMap
+    comparability: Comparability
+    stitched: StitchedLoss
+    states: Sequence[MappedStates]
+
+
+def measure_map(
+    source: HookedModel,
+    target: HookedModel,
+    affine_map: AffineMap,
+    batches: Sequence[TokenBatch],
+    compared: Comparability | None = None,
+) -> MapMeasured:
+    """Compare the models on test documents, and run the target from mapped states.
+
+    Args:
+        batches: of `held_out_batches`.
+        compared: the comparison, where it is at hand.
+    """
+    states = mapped_states(source, target, affine_map, batches)
+    stitched = stitched_loss(target, affine_map.target.hook_name, states)
+    return MapMeasured(affine_map, compared or comparability(source, target, batches), stitched, states)
+
+
+def features_of(
+    measured: MapMeasured,
+    source: HookedModel,
+    target: HookedModel,
+    vectors: Sequence[SteeringVector],
+    search: LayerSearch | None = None,
+) -> Features:
+    """What is known of one vector's transfer through a measured map."""
+    affine_map, compared = measured.affine_map, measured.comparability
+    transferred = affine_map.transport(vectors)
+    carried: dict[str, float] = transferred.provenance["carried"] or {}
+    depth = _depth(affine_map.target.hook_name, target)
+    depths = [_depth(site.hook_name, source) for site in affine_map.sources]
+    of_source = affine_map.source_covariance
+    reports = [vector.report for vector in vectors if vector.report is not None]
+    along = measured.states, transferred.direction
+    return Features(
+        same_architecture=None if compared.same_architecture is None else float(compared.same_architecture),
+        same_tokenizer=float(compared.same_tokenizer),
+        agreement=compared.agreement,
+        divergence=compared.divergence,
+        source_dimension=None if of_source is None else effective_dimension(of_source),
+        target_dimension=effective_dimension(affine_map.target_covariance),
+        depth=depth,
+        depth_gap=min(abs(depth - each) for each in depths),
+        layers_read=len(depths) / source.cfg.n_layers,
+        tokens_per_dimension=affine_map.report.tokens_per_dimension,
+        test_r2=affine_map.report.test_r2,
+        stitched=measured.stitched.kept,
+        direction_r2=r2_along(*along),
+        direction_correlation=correlation_along(*along),
+        token_share=token_share(*along),
+        mean_cosine=abs(mean_cosine(*along)),
+        prominence=_prominence(affine_map.target_covariance, transferred.direction),
+        determined=carried.get("determined"),
+        gain=carried.get("gain"),
+        predicted_cosine=carried.get("predicted_cosine"),
+        auc=max((report.auc for report in reports if report.auc is not None), default=None),
+        d_prime=max((report.d_prime for report in reports if report.d_prime is not None), default=None),
+        above_null=None if search is None else search.sample_best - max(search.null_best),
+    )
+
+
+def _prominence(covariance: Float[Tensor, "d d"], direction: Float[Tensor, "d"]) -> float:
+    variance = direction @ covariance @ direction / direction.square().sum()
+    return float(variance * len(direction) / covariance.trace())
+
+
+def _depth(hook_name: str, model: HookedModel) -> float:
+    """Share of a model's blocks that are done at a hook point."""
+    return (layer_of(hook_name) + (not hook_name.endswith("resid_pre"))) / float(model.cfg.n_layers)
+
+
+def _check_map(affine_map: AffineMap, source: HookedModel, target: HookedModel) -> None:
+    for sites, model, what in (
+        (affine_map.sources, source, "the map's source"),
+        ((affine_map.target,), target, "the map's target"),
+    ):
+        for site in sites:
+            if site.model is not None:
+                require_same_model(site.model, identify(model), what=what)
+    check_writable(target, affine_map.target.hook_name)
+
+
+def _forecast(features: Features) -> Forecast:
+    forecaster, known = learnt(), asdict(features)
+    estimate, low, high = forecaster.forecast(known)
+    return Forecast(
+        estimate,
+        low,
+        high,
+        features,
+        forecaster.error,
+        forecaster.error_of_mean,
+        forecaster.rank_correlation,
+        forecaster.coverage,
+        forecaster.n_pairs,
+        forecaster.n_transfers,
+        forecaster.extrapolates(known),
+        tuple(name for name in FEATURES if known[name] is None),
+    )
