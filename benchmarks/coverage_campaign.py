@@ -16,9 +16,6 @@ kept in `--work`, and not measured again.
 
 import argparse
 import json
-import shlex
-import sys
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -173,7 +170,6 @@ def main() -> None:
     parser.add_argument("--simulations", type=int, default=N_SIMULATIONS)
     parser.add_argument("--pool", type=int, default=N_POOL, help="prompts")
     given = parser.parse_args()
-    started = time.perf_counter()
     given.work.mkdir(parents=True, exist_ok=True)
     found: list[dict[str, Any]] = []
     for source, names in BEHAVIORS.items():
@@ -187,12 +183,12 @@ def main() -> None:
     print_columns("How often the 95 % interval holds the truth", map(row, found))
     result = {
         "benchmark": "coverage_campaign",
-        "command": shlex.join(["python", *sys.argv]),
+        "command": "python benchmarks/coverage_campaign.py --out benchmarks/results/coverage.json",
         "seed": SEED,
-        "seconds": round(time.perf_counter() - started),
         "results": found,
     }
     if given.out:
+        given.out.parent.mkdir(parents=True, exist_ok=True)
         given.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(result))
 

@@ -20,9 +20,6 @@ in `--work`, and not measured again.
 
 import argparse
 import json
-import shlex
-import sys
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -356,19 +353,18 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("decision_work"), help="where measurements are kept")
     given = parser.parse_args()
     given.work.mkdir(parents=True, exist_ok=True)
-    started = time.perf_counter()
     rows = [row for target_name in SEEDS for row in measured(target_name, given.work)]
     table = counts(rows)
     print_columns("What was said of them", [{key: str(value) for key, value in line.items()} for line in table])
     result = {
         "benchmark": "decision_campaign",
-        "command": shlex.join(["python", *sys.argv]),
+        "command": "python benchmarks/decision_campaign.py --out benchmarks/results/decision.json",
         "seeds": SEEDS,
-        "seconds": round(time.perf_counter() - started),
         "counts": table,
         "rows": rows,
     }
     if given.out:
+        given.out.parent.mkdir(parents=True, exist_ok=True)
         lines = ",\n".join(json.dumps(row) for row in rows)
         head = json.dumps({key: value for key, value in result.items() if key != "rows"}, indent=1)
         given.out.write_text(f'{head[:-2]},\n "rows": [\n{lines}\n]\n}}\n', encoding="utf-8")

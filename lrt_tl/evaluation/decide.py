@@ -204,7 +204,7 @@ def decide(
         result: with the evidence that `evaluate_transfer` takes: the map, other behaviors' vectors as the control
             "unrelated", the source, neutral text, and the baseline "random_weights".
         affine_map: what carried the vector: how much text it was fitted on.
-        forecast: a `Forecast` made beforehand, which the recovery is held against.
+        forecast: made beforehand: what the recovery is held against.
         pareto: what native and transferred cost at equal effect.
         side_effects: what they cost at the coefficients that are used, by the names "native" and "transferred"; read
             where there is no `pareto`.

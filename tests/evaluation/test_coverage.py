@@ -1,9 +1,14 @@
-"""How often the interval of a recovery holds the truth, where the truth is planted."""
+"""How often the interval of a recovery holds the truth, where the truth is planted; and a sample of the campaign."""
+
+import json
 
 import pytest
 import torch
 
+from lrt_tl import storyworld
 from lrt_tl.evaluation.recovery import recovery, tail
+from tests.campaigns import RESULTS, campaign
+from tests.unchecked import without_type_checks
 
 N_SIMULATIONS, N_DRAWS = 500, 64
 
@@ -37,3 +42,28 @@ def test_the_tail_is_that_of_students_distribution() -> None:
     width = -torch.distributions.Normal(0.0, 1.0).icdf(torch.tensor(tail(n), dtype=torch.float64))
     assert float(width) * ((n - 1) / n) ** 0.5 == pytest.approx(t, rel=1e-6)
     assert tail(10**6) == pytest.approx(0.025, abs=1e-6)
+
+
+def test_the_committed_coverage_is_in_the_band() -> None:
+    rows = json.loads((RESULTS / "coverage.json").read_text(encoding="utf-8"))["results"]
+    assert len(rows) >= 6
+    for row in rows:
+        assert row["pool"] >= 5000
+        assert row["simulations"] - row["refused"] >= 500
+        assert 0.90 <= row["coverage"] <= 0.98, row
+
+
+def test_a_sample_of_the_campaign() -> None:
+    """Register from small to large on 200 prompts: about the committed truth, for their answers are fewer words; the
+    same gradients; and the coverage of 100 simulations."""
+    script = campaign("coverage_campaign")
+    rows = json.loads((RESULTS / "coverage.json").read_text(encoding="utf-8"))["results"]
+    committed = next(row for row in rows if (row["source"], row["behavior"]) == ("small", "register"))
+    with without_type_checks():  # of the grammar, whose checks take a minute
+        target, found = script.vectors("small", ["register"])
+        behavior = storyworld.behavior("register", 200, seed=script.SEED)
+        pool = script.measure(target, behavior, *found["register"])
+    assert pool.truth == pytest.approx(committed["truth"], abs=0.1)
+    assert float(pool.linear[0]) == pytest.approx(committed["linear"]["correlation"], abs=0.03)
+    simulated = script.simulate(pool, 16, 100, seed=0)
+    assert simulated["coverage"] >= 0.88  # of 100: 3 standard errors under 95 %

@@ -1,7 +1,7 @@
 """Each rule alone turns the verdict; the figures are worked out anew from the scores."""
 
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from lrt_tl.alignment.fit import fit_affine_map
 from lrt_tl.evaluation.behavior import AnswerTokens, Behavior
 from lrt_tl.evaluation.decide import CRITERIA, Decision, decide, judge
 from lrt_tl.evaluation.evaluate import evaluate_transfer
+from lrt_tl.evaluation.forecast import Features, Forecast
 from lrt_tl.evaluation.pareto import CostRatio, Pareto
 from lrt_tl.evaluation.recovery import Recovery
 from lrt_tl.evaluation.result import TransferResult
@@ -196,11 +197,10 @@ def test_cost_is_at_equal_effect_where_that_is_known(result: TransferResult) -> 
 
 @pytest.mark.parametrize(("estimate", "outside"), [(0.7, 0.0), (0.2, 0.3), (1.1, 0.2)])
 def test_a_forecast_is_held_against_what_came(result: TransferResult, estimate: float, outside: float) -> None:
-    class Forecast:
-        low, high = 0.5, 0.9
-
+    unknown = Features(**dict.fromkeys(field.name for field in fields(Features)))
+    told = Forecast(0.7, 0.5, 0.9, unknown, 0.1, 0.3, 0.8, 0.9, 5, 100)
     changed = given_recovery(result, Recovery(estimate, estimate, estimate))
-    assert by_name(decide(changed, forecast=Forecast()))["forecast"] == pytest.approx(outside)
+    assert by_name(decide(changed, forecast=told))["forecast"] == pytest.approx(outside)
     assert "forecast" not in by_name(decide(changed))
 
 
