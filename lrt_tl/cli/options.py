@@ -25,7 +25,7 @@ Layers = Annotated[
     str,
     typer.Option(
         help="Source and target layer, as 2:3 (the residual stream after these blocks), or several source layers, as "
-        "0,1,2:3, or all of them, as all:3; or hook names."
+        "0,1,2:3, or all of them, as all:3; or hook names. transfer chooses among several target layers, as all:3,4,5."
     ),
 ]
 LayerList = Annotated[str | None, typer.Option(help="Layers to try, as 0,2,4; by default all.")]
@@ -53,6 +53,16 @@ ExtractionOption = Annotated[
 ]
 Coefficients = Annotated[str, typer.Option(help="In units of the native vector, symmetric about 0.")]
 Draws = Annotated[int, typer.Option(min=1, help="Random vectors, and maps of shuffled pairs, to compare with.")]
+RandomWeights = Annotated[
+    bool, typer.Option(help="Measure what a source with random weights carries: takes another pass over the text.")
+]
+Questions = Annotated[
+    str | None,
+    typer.Option(help="Questions with choices, .jsonl or .json, to see what steering does to what the target can do."),
+]
+Search = Annotated[
+    bool, typer.Option("--search", help="Show in the report how alike all pairs of layers are: takes another pass.")
+]
 Seed = Annotated[int, typer.Option(help="Of the nulls, the bootstrap and the sampled texts.")]
 Contrasts = Annotated[
     list[str], typer.Option(help="Contrast pairs, .jsonl or .json, or storyworld:mood; repeat it with --behavior.")

@@ -27,6 +27,9 @@ from lrt_tl.cli.options import (
     Position,
     PrependBos,
     Processed,
+    Questions,
+    RandomWeights,
+    Search,
     Seed,
     SelectLayers,
     Source,
@@ -63,14 +66,17 @@ def transfer(
     position: Position = "mean",
     coefficients: Coefficients = GRID,
     draws: Draws = 64,
+    random_weights: RandomWeights = True,
+    questions: Questions = None,
+    search: Search = False,
     seed: Seed = 0,
 ) -> None:
-    """Do it all: fit the map, find the vectors, carry them over, measure, and write a report."""
+    """Do it all: fit the map, find the vectors, carry them over, measure, judge, and write a report."""
     if len(contrast) != len(behavior):
         raise LrtError(f"{len(contrast)} --contrast and {len(behavior)} --behavior: give one of each for every vector")
-    grid, ends = numbers_of(coefficients), ends_of(layers)
+    grid, ends = numbers_of(coefficients), ends_of(layers, several_targets=True)
     from lrt_tl.artifacts import refuse_existing
-    from lrt_tl.evaluation.behavior import read_behavior
+    from lrt_tl.evaluation.behavior import read_behavior, texts_of
     from lrt_tl.runs.answer import headline
     from lrt_tl.steering.contrast import read_contrast_pairs
     from lrt_tl.storyworld.named import named_behavior, named_contrast_pairs
@@ -85,6 +91,13 @@ def transfer(
     models = [load(name, model_class, processed, device, dtype) for name in (source, target)]
     if chat_template:
         read = documents_of(documents, source, target, chat_template=models[1].tokenizer)
+    searched = None
+    if search:
+        from lrt_tl.alignment.layer_search import search_layers
+
+        searched = search_layers(
+            models[0], models[1], read, exclude=texts_of(*(part for task in tasks for part in task))
+        )
     run = run_transfer(
         models[0],
         models[1],
@@ -96,6 +109,9 @@ def transfer(
         position=position_of(position),
         coefficients=grid,
         n_draws=draws,
+        random_weights=random_weights,
+        questions=questions,
+        search=searched,
         batch_size=batch_size,
         context_length=context_length,
         layout=layout,
@@ -108,7 +124,9 @@ def transfer(
     for found in run.behaviors:
         print_table(found.result.behavior, found.result.table())
         print(headline(found.result, models[1].cfg.model_name))
-    print(f"\n{out / 'report.html'} shows the curves and texts; {out / 'summary.json'} holds the figures.")
+        if found.decision is not None:
+            print(f"{found.result.behavior}: {found.decision.answer}")
+    _say_where(out)
 
 
 def demo(
@@ -150,7 +168,12 @@ def demo(
         print_columns(f"{found.result.behavior}: {names[1]}, from the same random numbers", map(vars, told))
     print(f"\n{len(run.behaviors)} vectors found in {names[0]}, carried over to {names[1]} by a map fitted on text")
     print_columns("Effect on the next word, in nats for each length of the target's own vector", rows(run))
-    print(f"{out / 'report.html'} shows the curves and texts; {out / 'summary.json'} holds the figures.")
+    _say_where(out)
+
+
+def _say_where(out: Path) -> None:
+    holds = {"report.html": "shows it all", "card.md": "is a card for the hub", "summary.json": "holds the figures"}
+    print("\n" + "; ".join(f"{out / name} {what}" for name, what in holds.items()) + ".")
 
 
 def evaluate(
@@ -160,7 +183,22 @@ def evaluate(
     behavior: Annotated[str, typer.Option(help="The behavior, .json, or storyworld:mood.")],
     map: Annotated[Path | None, typer.Option(help="The folder of the map: adds the null of shuffled pairs.")] = None,
     neutral: Annotated[
-        str | None, typer.Option(help="Neutral documents, or storyworld: adds the recovery at matched KL.")
+        str | None,
+        typer.Option(help="Neutral documents, or storyworld: adds matched KL, and the mean activation."),
+    ] = None,
+    source: Annotated[str | None, typer.Option(help="The source model: adds the effect there.")] = None,
+    source_vector: Annotated[
+        Path | None, typer.Option(help="The folder of the source's vector: goes with --source.")
+    ] = None,
+    unrelated: Annotated[
+        list[Path] | None, typer.Option(help="Folders of other behaviors' vectors that the map carried.")
+    ] = None,
+    baseline: Annotated[
+        Path | None,
+        typer.Option(help="The folder of the vector that a source with random weights carries: what has to be beaten."),
+    ] = None,
+    contrast: Annotated[
+        str | None, typer.Option(help="Contrast pairs: the first is tried as an example in the prompt.")
     ] = None,
     figures: Annotated[
         Path | None, typer.Option("--json", help="A file to write the figures to. It must not exist.")
@@ -174,14 +212,19 @@ def evaluate(
     prepend_bos: PrependBos = True,
     seed: Seed = 0,
 ) -> None:
-    """Measure a transferred vector against the native one and the nulls."""
+    """Measure a transferred vector against the native one and the nulls. What is not given is named as missing."""
     grid = numbers_of(coefficients)
+    if (source is None) != (source_vector is None):
+        raise LrtError("--source and --source-vector go together: the model, and the vector that was found in it")
+    import torch
+
     from lrt_tl.alignment.affine_map import AffineMap
     from lrt_tl.artifacts import refuse_existing, write_json
     from lrt_tl.evaluation.behavior import read_behavior
     from lrt_tl.evaluation.evaluate import evaluate_transfer
+    from lrt_tl.steering.contrast import read_contrast_pairs
     from lrt_tl.steering.vector import SteeringVector
-    from lrt_tl.storyworld.named import named_behavior, named_documents
+    from lrt_tl.storyworld.named import named_behavior, named_contrast_pairs, named_documents
     from lrt_tl.transfer import neutral_texts
 
     if figures is not None:
@@ -192,12 +235,20 @@ def evaluate(
     )
     affine_map = None if map is None else AffineMap.load(map)
     texts = [] if neutral is None else neutral_texts(named_documents(neutral))
+    others = [SteeringVector.load(folder).direction for folder in unrelated or ()]
+    pairs = [] if contrast is None else read_contrast_pairs(named_contrast_pairs(contrast))
+    own = None if source_vector is None else SteeringVector.load(source_vector)
+    options = (model_class, processed, device, dtype)
     result = evaluate_transfer(
-        load(target, model_class, processed, device, dtype),
+        load(target, *options),
         vectors[0],
         measured,
         native=vectors[1],
         affine_map=affine_map,
+        controls={"unrelated": torch.stack(others)} if others else {},
+        baselines={} if baseline is None else {"random_weights": SteeringVector.load(baseline).direction[None]},
+        source=None if source is None or own is None else (load(source, *options), own),
+        examples=(pairs[0].positive, pairs[0].negative) if pairs else (),
         neutral=texts,
         coefficients=grid,
         n_draws=draws,
