@@ -97,6 +97,7 @@ def rows(run: TransferRun) -> list[dict[str, str]]:
                 "strongest random": f"{max(random.tolist(), key=abs):+.2f}",
                 "strongest by a shuffled map": f"{max(shuffled.tolist(), key=abs):+.2f}",
                 "recovered": str(result.recovery),
+                "verdict": "" if transfer_.decision is None else transfer_.decision.verdict,
             }
         )
     return found

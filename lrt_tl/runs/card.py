@@ -67,6 +67,7 @@ def _metadata(run: TransferRun, title: str) -> ModelCardData:
         EvalResult(
             task_type="steering-vector-transfer",
             dataset_type="behavior",
+            dataset_config=shown_name(behavior.result.behavior),  # without it, results of one dataset_type become one
             dataset_name=shown_name(behavior.result.behavior),
             metric_type="recovery",
             metric_value=round(behavior.result.recovery.estimate, 4),
