@@ -154,6 +154,11 @@ def test_the_command_line_from_transfer_to_the_steps(
     assert command(monkeypatch, "evaluate", *measured, *rest, "--json", tmp_path / "figures.json") == 0
     figures = json.loads((tmp_path / "figures.json").read_text())
     assert figures["transferred_slope"] == pytest.approx(summary["behaviors"][0]["transferred_slope"], rel=1e-4)
+    assert {"unrelated", "source_native", "prompt_only"} & set(figures["missing"])
+    more = ("--source", source, "--source-vector", tmp_path / "small", "--contrast", files["contrast"])
+    more += ("--unrelated", tmp_path / "large", "--baseline", tmp_path / "carried")
+    assert command(monkeypatch, "evaluate", *measured, *rest, *more, "--json", tmp_path / "all.json") == 0
+    assert json.loads((tmp_path / "all.json").read_text())["missing"] == {}
 
     capsys.readouterr()
     prompt = ("--prompt", "word1 word2", "--prompt", "word3", "--coefficient", 2, "--max-new-tokens", 3)
@@ -254,6 +259,56 @@ def test_the_command_line_reads_chats_through_the_targets_template(
     assert found.report.harvest["special_dropped"] == len(texts)
 
 
+def test_the_target_layer_is_chosen_on_prompts_that_nothing_else_uses(
+    bridges: tuple[Any, Any], files: dict[str, Path], tmp_path: Path
+) -> None:
+    tasks = [(files["contrast"], files["behavior"])]
+    run = lrt.transfer(*bridges, files["documents"], tasks, layers=(1, (1, 2)), random_weights=False, **FEW)  # type: ignore[arg-type]
+    choosing, scoring = lrt.read_behavior(files["behavior"]).split(0)
+    assert run.behaviors[0].result.prompts == scoring.prompts
+    choice = run.layer_choice
+    assert choice is not None
+    assert choice.hook_names == tuple(f"blocks.{layer}.hook_resid_post" for layer in (1, 2))
+    assert run.affine_map.target.hook_name == choice.hook_names[choice.chosen]
+    exclude, slopes = lrt.texts_of(*tasks[0]), []
+    for layer in (1, 2):
+        affine_map = lrt.fit_affine_map(*bridges, files["documents"], layers=(1, layer), exclude=exclude)
+        carried = affine_map.transport(lrt.mean_difference(bridges[0], files["contrast"], layer=1))
+        native = lrt.mean_difference(bridges[1], files["contrast"], layer=layer)
+        slopes.append(lrt.evaluate_transfer(bridges[1], carried, choosing, native=native, **FEW).slope("transferred"))  # type: ignore[arg-type]
+    assert list(choice.transferred[choosing.name]) == pytest.approx(slopes, rel=1e-3, abs=1e-6)
+    assert "baselines" in run.behaviors[0].result.missing
+    summary = json.loads((run.save(tmp_path / "run") / "summary.json").read_text())
+    assert summary["layer_choice"]["chosen"] == run.affine_map.target.hook_name
+    assert "was chosen on prompts that nothing else uses" in (tmp_path / "run/report.html").read_text(encoding="utf-8")
+
+
+def test_all_evidence_is_there(run: lrt.TransferRun) -> None:
+    found = run.behaviors[0]
+    assert all(part is not None for name, part in found.evidence().items() if name != "capability")
+    assert {"random", "shuffled_map", "random_map", "mean_activation", "padded"} <= set(found.result.controls)
+    assert set(found.result.missing) <= {"unrelated"}
+    assert found.result.baselines["random_weights"].shape[0] == 1
+    assert found.decision is not None
+    assert found.decision.verdict == "no-go" or found.result.recovery.reason is None
+
+
+def test_questions_say_what_steering_does_to_ability(
+    bridges: tuple[Any, Any], files: dict[str, Path], tmp_path: Path
+) -> None:
+    rows = [{"question": "word1 word2", "choices": ["word3", "word4"], "answer": place} for place in (0, 1)]
+    (tmp_path / "questions.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    tasks, questions = [(files["contrast"], files["behavior"])], tmp_path / "questions.jsonl"
+    options: dict[str, Any] = {"layers": (1, 2), "random_weights": False, **FEW}
+    measured = lrt.transfer(*bridges, files["documents"], tasks, questions=questions, **options).behaviors[0].capability
+    assert measured is not None
+    assert measured.n_questions == 2
+    assert measured.accuracy("plain").estimate == 0.5  # one question, with either answer
+    (tmp_path / "bad.jsonl").write_text('{"question": "word1"}')
+    with pytest.raises(lrt.LrtError, match=r"bad\.jsonl"):
+        lrt.transfer(*bridges, files["documents"], tasks, questions=tmp_path / "bad.jsonl", **options)
+
+
 def test_the_command_line_searches_layers(
     folders: tuple[Path, Path],
     files: dict[str, Path],
@@ -294,7 +349,7 @@ def test_a_transfer_from_several_layers_saves_a_vector_of_each(
     ("change", "message"),
     [
         ({"--layers": "0,,1:2"}, "give source and target layer"),
-        ({"--layers": "0:1,2"}, "or several source layers"),
+        ({"--layers": "0:1,"}, "or several source layers"),
         ({"--out": "."}, "exists already"),
         ({"--layers": "2"}, "give source and target layer"),
         ({"--layers": "1:9"}, "layer 9 is out of range: large has layers 0 to 3"),

@@ -20,6 +20,12 @@ def test_the_metadata_say_what_was_measured() -> None:
     assert (only.dataset_name, only.metric_type, only.metric_value) == ("mood", "recovery", 0.5)
 
 
+def test_every_behavior_has_a_result_of_its_own() -> None:
+    runs = [a_result("mood"), a_result("tense", Recovery(0.25, 0.2, 0.3))]
+    found = ModelCard(card_of(a_run(runs))).data.eval_results
+    assert {(each.dataset_name, each.metric_value) for each in found} == {("mood", 0.5), ("tense", 0.25)}
+
+
 def test_the_text_says_what_a_stranger_has_to_know() -> None:
     text = card_of(a_run(arguments={"command": "lrt-tl transfer --seed 3"}))
     parts = [
