@@ -43,14 +43,14 @@ def test_language_from_another_language_is_no_go(script: Any, committed: dict[st
 
 
 def test_a_sample_of_the_campaign(script: Any, committed: dict[str, Any]) -> None:
-    """Refusal, and five other behaviors' vectors in its place, from small to layer 3 of large: the same figures, but
+    """Tense, and five other behaviors' vectors in its place, from small to layer 3 of large: the same figures, but
     for the share beyond random weights, which takes another map."""
     with without_type_checks():  # of the grammar, whose checks take a minute
         moments = script.harvested(script.model("small"), "large")
         vectors, affine_map = script.carried(moments, script.own_vectors("small", script.SEEDS["large"]), 0)
         tokens = affine_map.report.tokens_per_dimension
         way = script.Way("small, whitened", "open", vectors, ("small", vectors), "small", tokens, True)
-        found = script.cell("large", script.LAYERS[0], "refusal", [way])
+        found = script.cell("large", script.LAYERS[0], "tense", [way])
     assert len(found) == len(script.BEHAVIORS)
     for row in found:
         key = {name: row[name] for name in ("target", "layer", "behavior", "kind", "way", "vector")}
