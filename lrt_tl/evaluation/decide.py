@@ -25,16 +25,19 @@ from lrt_tl.tables import html_columns
 Verdict = Literal["go", "caution", "no-go"]
 
 LEAST_RECOVERY = 0.5
-"""Of the native effect, at the lower end of the interval. Chosen with LEAST_BEYOND on one target of
-`benchmarks/decision_campaign.py`, and tried on the other."""
+"""Of the native effect, at the lower end of the interval. The thresholds lie between what good and null transfers have
+on one target of `benchmarks/decision_campaign.py`, and were tried on the other (`benchmarks/results/decision.json`). On
+the first the worst good transfer recovers 0.77; nulls up to 0.87, so that this rule alone would not do."""
 LEAST_BEYOND = 0.5
-"""Of the effect that a source with random weights leaves over, at the lower end of the interval."""
+"""Of the effect that a source with random weights leaves over, at the lower end of the interval. Good transfers have
+0.66 or more; nulls up to 0.43."""
 LEAST_ABOVE_UNRELATED = 0.25
-"""By how much of the native slope the carried vector does more than the strongest unrelated one."""
+"""By how much of the native slope the carried vector does more than the strongest unrelated one. Good transfers have
+0.59 or more."""
 MOST_ANTI_STEERABLE = 0.25
-"""Share of the prompts that move the wrong way."""
+"""Share of the prompts that move the wrong way. Good transfers have up to 0.08."""
 MOST_COST = 2.0
-"""KL on neutral text, over the native vector's."""
+"""KL on neutral text, over the native vector's. Good transfers cost up to 1.5."""
 MOST_OF_MEAN = 0.5
 """Cosine with the target's mean activation, of either sign: a vector that is mostly that works like noise."""
 

@@ -54,13 +54,13 @@ def test_the_committed_coverage_is_in_the_band() -> None:
 
 
 def test_a_sample_of_the_campaign() -> None:
-    """Register from small to large on 200 prompts: about the committed truth, for their answers are fewer words; the
-    same gradients; and the coverage of 100 simulations."""
+    """Register from small to large on 200 prompts, through a map of less text: about the committed truth, for their
+    answers are fewer words, too; the same gradients; and the coverage of 100 simulations."""
     script = campaign("coverage_campaign")
     rows = json.loads((RESULTS / "coverage.json").read_text(encoding="utf-8"))["results"]
     committed = next(row for row in rows if (row["source"], row["behavior"]) == ("small", "register"))
     with without_type_checks():  # of the grammar, whose checks take a minute
-        target, found = script.vectors("small", ["register"])
+        target, found = script.vectors("small", ["register"], n_documents=500)
         behavior = storyworld.behavior("register", 200, seed=script.SEED)
         pool = script.measure(target, behavior, *found["register"])
     assert pool.truth == pytest.approx(committed["truth"], abs=0.1)
