@@ -87,26 +87,32 @@ class Behavior:
             return Reading(rows, self.score.scorer(tokenizer))
         return Reading(rows, self.score)
 
-    def split(self, seed: int = 0) -> tuple["Behavior", "Behavior"]:
-        """Two halves of the prompts: one to choose a coefficient or a layer on, and one to score the choice on.
-
-        Prompts that are made of the same letters stay together, and so does a question in both orders. A function of
-        logits is then called on those of one half.
-
-        Raises:
-            LrtError: there are not two prompts that may be parted.
+    def halves(self, seed: int = 0) -> tuple[list[int], list[int]]:
+        """The prompts' numbers in two halves, at random: one to choose a coefficient or a layer on, and one to score
+        the choice on. Prompts that are made of the same letters stay together, and so does a question in both orders.
+        Of a single prompt or question nothing is left to choose on.
         """
         together = defaultdict(list)
         for number, prompt in enumerate(self.prompts):
             together["".join(sorted(prompt))].append(number)
         groups = list(together.values())
-        if len(groups) < 2:
-            raise LrtError(f"{self.name!r} cannot be split: it has {len(groups)} prompt or question; give two or more")
         random.Random(f"split {seed}").shuffle(groups)
-        choosing, scoring = list[int](), list[int]()
+        scoring, choosing = list[int](), list[int]()
         for group in groups:
-            min(choosing, scoring, key=len).extend(group)
-        return self._of(sorted(choosing)), self._of(sorted(scoring))
+            min(scoring, choosing, key=len).extend(group)
+        return sorted(choosing), sorted(scoring)
+
+    def split(self, seed: int = 0) -> tuple["Behavior", "Behavior"]:
+        """The behavior with one half of the prompts, to choose on, and with the other, to score on: see `halves`. A
+        function of logits is then called on those of one half.
+
+        Raises:
+            LrtError: there are not two prompts that may be parted.
+        """
+        choosing, scoring = self.halves(seed)
+        if not choosing:
+            raise LrtError(f"{self.name!r} cannot be split: it has 1 prompt or question; give two or more")
+        return self._of(choosing), self._of(scoring)
 
     def after(self, text: str) -> "Behavior":
         """The same with a text in front of every prompt, and a space between, if the text does not end in one.

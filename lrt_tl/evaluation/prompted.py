@@ -1,7 +1,7 @@
 """The reference that costs no vector at all: asking for the behavior in the prompt."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -78,16 +78,16 @@ def prompted_effect(
         plain: the scores without anything in front.
         examples: a text with the behavior and one without; by default the behavior's instruction, where it has one.
     """
-    texts = tuple(examples) or tuple(filter(None, [getattr(behavior, "instruction", None)]))
+    texts = tuple(examples) or (() if behavior.instruction is None else (behavior.instruction,))
     if not texts:
         return Prompted(reason="no examples were given (examples=), and the behavior has no instruction")
 
     def scores_after(text: str) -> Tensor:
-        asked = replace(behavior, prompts=tuple(f"{text} {prompt}" for prompt in behavior.prompts))
-        nothing = torch.zeros(1, target.cfg.d_model)
-        return dose_response(target, hook_name, nothing, asked, (0.0,), batch_size=batch_size, prepend_bos=prepend_bos)[
-            0, 0
-        ]
+        nothing, asked = torch.zeros(1, target.cfg.d_model), behavior.after(text)
+        scores: Tensor = dose_response(
+            target, hook_name, nothing, asked, (0.0,), batch_size=batch_size, prepend_bos=prepend_bos
+        )
+        return scores[0, 0]
 
     try:
         with_it, *without = (scores_after(text) for text in texts)

@@ -4,11 +4,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
-from lrt_tl.evaluation.behavior import Behavior, PromptAnswers
+from lrt_tl.evaluation.behavior import Behavior
 from lrt_tl.evaluation.curve import effect_curve
 from lrt_tl.evaluation.recovery import Effect, Recovery, mean_effect, recovery
 from lrt_tl.tables import html_table
@@ -77,9 +76,9 @@ def chosen_strength(
     seed: int = 0,
 ) -> Strength:
     """Choose the coefficient by the native vector's scores on one half of the prompts, and score all on the other."""
-    choosing, scoring = halves(behavior, seed)
-    chosen_by: dict[str, Any] = {"choosing": tuple(choosing.tolist()), "scoring": tuple(scoring.tolist())}
-    if not len(choosing):
+    choosing, scoring = behavior.halves(seed)
+    chosen_by: dict[str, Any] = {"choosing": tuple(choosing), "scoring": tuple(scoring)}
+    if not choosing:
         return Strength(**chosen_by, reason="one prompt, or one question in both orders, cannot be split in two")
     coefficient = _best(native[:, choosing], coefficients)
     if coefficient is None:
@@ -111,36 +110,3 @@ def _best(native: Float[Tensor, "coefficient prompt"], coefficients: Sequence[fl
     }
     best = max(effects, key=effects.__getitem__)
     return best if effects[best] > 0 else None
-
-
-def halves(behavior: Behavior, seed: int = 0) -> tuple[Int[Tensor, "choosing"], Int[Tensor, "scoring"]]:
-    """The prompts' numbers in two halves, at random. A question that was asked in both orders is in one of them; the
-    second is the larger where the questions are odd in number."""
-    questions = _questions(behavior)
-    order = torch.randperm(len(questions), generator=torch.Generator().manual_seed(seed)).tolist()
-    half = len(questions) // 2
-    sides = (sorted(prompt for place in side for prompt in questions[place]) for side in (order[:half], order[half:]))
-    choosing, scoring = (torch.tensor(side, dtype=torch.long) for side in sides)
-    return choosing, scoring
-
-
-def _questions(behavior: Behavior) -> list[list[int]]:
-    """The numbers of the prompts, those of one question together: two that follow one another, with the same characters
-    and each other's answers."""
-    questions: list[list[int]] = []
-    for number in range(len(behavior.prompts)):
-        if questions and len(questions[-1]) == 1 and _are_twins(behavior, number - 1, number):
-            questions[-1].append(number)
-        else:
-            questions.append([number])
-    return questions
-
-
-def _are_twins(behavior: Behavior, one: int, other: int) -> bool:
-    answers, prompts = behavior.score, behavior.prompts
-    return (
-        isinstance(answers, PromptAnswers)
-        and answers.positive[one] == answers.negative[other]
-        and answers.negative[one] == answers.positive[other]
-        and sorted(prompts[one]) == sorted(prompts[other])
-    )

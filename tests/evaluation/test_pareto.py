@@ -53,7 +53,7 @@ def kl(model: Any, delta: Tensor) -> float:
 
 def planted(result: TransferResult, native: float, transferred: float, scatter: float = 0.0) -> TransferResult:
     """With effects proportional to the coefficient."""
-    grid = torch.tensor(COEFFICIENTS).double()[:, None]
+    grid = torch.tensor(result.coefficients).double()[:, None]
     around = scatter * torch.linspace(-1, 1, len(PROMPTS)).double()
     scores = {"native": grid * (native + around), "transferred": grid * (transferred + around)}
     return replace(result, **scores)  # type: ignore[arg-type]
@@ -68,7 +68,7 @@ def test_doses_are_those_of_steering_by_hand(bridges: Any, vectors: Any, result:
     arms += [(found.random[i], random[i], result.controls["random"][i]) for i in range(2)]
     for doses, direction, scores in arms:
         assert [dose.coefficient for dose in doses] == [-0.4, -0.2, 0.2, 0.4]
-        for dose, place in zip(doses, (4, 1, 0, 3), strict=True):
+        for dose, place in zip(doses, (0, 1, 3, 4), strict=True):
             assert dose.kl == pytest.approx(kl(bridges[1], dose.coefficient * direction), rel=1e-3)
             assert dose.effect == pytest.approx(float((scores[place] - scores[2]).mean()))
             assert dose.effect_low is not None
@@ -164,7 +164,7 @@ def test_it_is_shown_with_names_escaped(bridges: Any, vectors: Any, result: Tran
 
 def test_bad_input_is_refused(bridges: Any, vectors: Any, result: TransferResult) -> None:
     native, transferred = vectors
-    with pytest.raises(LrtError, match=r"coefficient=0.3 must be a positive one of the result's: \[0.2, -0.2, 0.0"):
+    with pytest.raises(LrtError, match=r"coefficient=0.3 must be a positive one of the result's: \[-0.4, -0.2, 0.0"):
         pareto(bridges[1], result, native, transferred, TEXTS, coefficient=0.3)
     without = replace(result, coefficients=(0.2, -0.2, 0.1, 0.4, -0.4))
     with pytest.raises(LrtError, match="lack 0, from which effects are counted"):

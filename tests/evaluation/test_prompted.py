@@ -69,7 +69,7 @@ def test_what_cannot_be_asked_says_why(bridges: tuple[Any, Any]) -> None:
     long = prompted(bridges[1], ("word1 " * 80, "word2"))
     assert long.effect is None
     assert long.reason is not None
-    assert long.reason.startswith("with the text in front, a prompt of 'counting' is longer than large reads (64)")
+    assert long.reason.startswith("with the text in front, a text of 'counting' is longer than large reads (64)")
 
 
 @pytest.mark.parametrize("examples", [("word1",), "ab", ("word1", " "), ("a", "b", "c")])

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lrt_tl.evaluation.behavior import AnswerTokens, Behavior, PromptAnswers
 from lrt_tl.evaluation.choices import multiple_choice
-from lrt_tl.evaluation.strength import chosen_strength, halves
+from lrt_tl.evaluation.strength import chosen_strength
 
 GRID = (-2.0, -1.0, 0.0, 1.0, 2.0)
 
@@ -28,11 +28,11 @@ def constant(value: float, n: int) -> Tensor:
 
 def test_halves_part_the_prompts() -> None:
     for n, sizes in ((10, (5, 5)), (11, (5, 6)), (2, (1, 1)), (1, (0, 1))):
-        choosing, scoring = halves(behavior_of(n))
+        choosing, scoring = behavior_of(n).halves()
         assert (len(choosing), len(scoring)) == sizes
-        assert sorted([*choosing.tolist(), *scoring.tolist()]) == list(range(n))
-    assert halves(behavior_of(40), 0)[0].tolist() == halves(behavior_of(40), 0)[0].tolist()
-    assert halves(behavior_of(40), 0)[0].tolist() != halves(behavior_of(40), 1)[0].tolist()
+        assert sorted([*choosing, *scoring]) == list(range(n))
+    assert behavior_of(40).halves(0)[0] == behavior_of(40).halves(0)[0]
+    assert behavior_of(40).halves(0)[0] != behavior_of(40).halves(1)[0]
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -47,7 +47,7 @@ def test_a_question_in_both_orders_stays_together(seed: int) -> None:
     ]
     behavior = multiple_choice(questions)
     assert len(behavior.prompts) == 8 * 2 + 4
-    sides = [{behavior.prompts[n] for n in side.tolist()} for side in halves(behavior, seed)]
+    sides = [{behavior.prompts[n] for n in side} for side in behavior.halves(seed)]
     for n in (1, 2, 4, 5, 7, 8, 10, 11):
         assert sum(any(f"Question {n}?" in prompt for prompt in side) for side in sides) == 1
     assert sorted(map(len, sides))[0] >= 8
@@ -55,13 +55,13 @@ def test_a_question_in_both_orders_stays_together(seed: int) -> None:
 
 def test_prompts_that_only_look_like_twins_are_parted() -> None:
     behavior = Behavior("b", ("one", "two"), PromptAnswers(("A", "B"), ("B", "A")))
-    assert [len(side) for side in halves(behavior)] == [1, 1]
+    assert [len(side) for side in behavior.halves()] == [1, 1]
 
 
 def test_the_coefficient_is_the_native_vectors_best_on_the_choosing_half() -> None:
     """The scoring half prefers 2, the transferred vector too: neither has a say."""
     n = 20
-    choosing, scoring = halves(behavior_of(n), 3)
+    choosing, scoring = behavior_of(n).halves(3)
     native_2 = constant(6.0, n)
     native_2[choosing] = 1.0
     native = curves(constant(3.0, n), native_2)
@@ -70,7 +70,7 @@ def test_the_coefficient_is_the_native_vectors_best_on_the_choosing_half() -> No
     random = torch.stack([curves(constant(float(value), n), constant(0.0, n)) for value in effects])
     found = chosen_strength(behavior_of(n), GRID, native, transferred, random, seed=3)
     assert found.coefficient == 1
-    assert (found.choosing, found.scoring) == (tuple(choosing.tolist()), tuple(scoring.tolist()))
+    assert (found.choosing, found.scoring) == (tuple(choosing), tuple(scoring))
     assert found.native is not None
     assert found.transferred is not None
     assert found.random is not None
@@ -85,7 +85,7 @@ def test_the_coefficient_is_the_native_vectors_best_on_the_choosing_half() -> No
 
 def test_effects_are_of_the_scoring_half_alone() -> None:
     n = 12
-    choosing, scoring = halves(behavior_of(n))
+    choosing, scoring = behavior_of(n).halves()
     effect = torch.arange(1.0, n + 1).double()
     strange = effect.clone()
     strange[choosing] = 1000.0

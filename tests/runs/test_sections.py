@@ -1,16 +1,17 @@
 """Which sections a run has, and what is said of those that are missing."""
 
-from dataclasses import dataclass, replace
+from dataclasses import fields, replace
 from typing import Any
 
-import plotly.graph_objects as go
 import pytest
 import torch
 
 from lrt_tl.alignment.layer_search import LayerSearch
 from lrt_tl.evaluation.capability import Capability
 from lrt_tl.evaluation.decide import Decision, Rule
+from lrt_tl.evaluation.forecast import Features, Forecast
 from lrt_tl.evaluation.off_target import OffTarget, OffTargetSlope
+from lrt_tl.evaluation.pareto import CostRatio, Dose, Pareto
 from lrt_tl.evaluation.recovery import Recovery
 from lrt_tl.report.page import Code, Figure, Note, Page, Section, Table, Texts
 from lrt_tl.runs.provenance import call_of, digest, model_rows
@@ -19,26 +20,6 @@ from lrt_tl.runs.sections import page_of, recovery_rows
 from lrt_tl.runs.summary import check_summary
 from tests.runs.synthetic import a_result, a_run, a_site
 
-
-@dataclass(frozen=True)
-class Part:
-    """Stands for a part of the evidence."""
-
-    name: str
-    estimate: float = 0.7
-    low: float = 0.5
-    high: float = 0.9
-
-    def rows(self) -> list[dict[str, str]]:
-        return [{"part": self.name}]
-
-    def figure(self) -> Any:
-        return go.Figure(layout={"title": self.name})
-
-    def to_json(self) -> dict[str, Any]:
-        return dict(vars(self))
-
-
 R2 = torch.tensor([[0.1, 0.5], [0.2, 0.3]])
 SEARCH = LayerSearch("small", "large", (0, 1), (2, 3), R2, R2, R2, 0.4, (0.1, 0.2), 100, 1000, None)
 
@@ -46,10 +27,16 @@ SEARCH = LayerSearch("small", "large", (0, 1), (2, 3), R2, R2, R2, 0.4, (0.1, 0.
 SPILL = OffTarget({"mood": {"mood": OffTargetSlope(1.0, 0.5, 1.5, 1.0)}})
 RIGHT = {"plain": torch.tensor([True, True]), "native": torch.tensor([True, False])}
 DECISION = Decision("mood", "caution", (Rule("recovery", 0.5, 0.6, False, False, "recovery is 0.5, under 0.6"),))
+DOSES = {
+    arm: (Dose(-1.0, -effect, 0.1), Dose(1.0, effect, 0.1)) for arm, effect in (("native", 2.0), ("transferred", 1.0))
+}
+PARETO = Pareto("mood", DOSES, (), CostRatio(1.5, 1.2, 1.9, 1.0))
+FEATURES = Features(**{field.name: 0.5 for field in fields(Features)})
+FORECAST = Forecast(0.7, 0.5, 0.9, FEATURES, 0.1, 0.3, 0.8, 0.9, 16, 333)
 EVIDENCE = {
-    "pareto": Part("pareto"),
+    "pareto": PARETO,
     "capability": Capability(RIGHT, RIGHT, 0.25),
-    "forecast": Part("forecast"),
+    "forecast": FORECAST,
     "decision": DECISION,
 }
 
@@ -86,12 +73,13 @@ def test_every_part_of_the_evidence_has_its_place() -> None:
     page = page_of(whole())
     found = sections_of(page)
     assert page.answer.verdict == "mood: caution"
-    assert tables(found["What it costs"]) == [[{"part": "pareto"}], EVIDENCE["capability"].rows()]
+    assert tables(found["What it costs"]) == [PARETO.rows(), EVIDENCE["capability"].rows()]
+    assert [block for block in found["What it costs"].blocks if isinstance(block, Note)] == [Note(PARETO.sentence())]
     assert tables(found["What else moves"]) == [SPILL.rows()]
     assert [block for block in found["Decision"].blocks if isinstance(block, Note)] == [Note(DECISION.answer)]
     assert tables(found["Decision"]) == [DECISION.rows()]
     figures = [block.figure for block in found["What it costs"].blocks if isinstance(block, Figure)]
-    assert figures[0].layout.title.text == "pareto"
+    assert len(figures) == 2
     forecast, *_ = found["Forecast and outcome"].blocks
     assert isinstance(forecast, Figure)
     assert [list(trace.x) for trace in forecast.figure.data] == [[0.7], [0.5]]
@@ -155,5 +143,5 @@ def test_the_summary_holds_every_part() -> None:
     assert summary["off_target"] == SPILL.to_json()
     (behavior,) = summary["behaviors"]
     assert behavior["decision"]["verdict"] == "caution"
-    assert behavior["forecast"]["name"] == "forecast"
+    assert (behavior["forecast"]["estimate"], behavior["pareto"]["cost_ratio"]["estimate"]) == (0.7, 1.5)
     assert behavior["side_effects"] is None
