@@ -9,37 +9,41 @@ package). Both are fitted by least squares without a constant, and judged on con
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float64, Int
+from jaxtyping import Bool, Float64, Int
 from torch import Tensor
 
 from lrt_tl.errors import LrtError
 from lrt_tl.identifiability.distribution import require_comparable
 from lrt_tl.identifiability.predictor import Predictor
-from lrt_tl.identifiability.subspaces import Subspaces, canonical_form, subspaces
+from lrt_tl.identifiability.subspaces import Subspaces, canonical_form, subspaces, triangle
 from lrt_tl.tables import html_table
 
-_SMALLEST_SHARE = 1e-10
-"""Of the largest eigenvalue: directions of less variance are not whitened."""
+_SMALLEST = 1e-5
+"""Of the largest singular value: directions of less spread are taken for rounding, and not whitened."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class LinearFit:
     """One model's coordinates from the other's, on held-out rows."""
 
     weight: Float64[Tensor, "k k_other"]
     r2: float
     """1 − Σ‖error‖²/Σ‖coordinates‖², all directions together (about 0, since there is no constant)."""
-    r2_by_direction: Float64[Tensor, "k_smaller"]
+    r2_by_direction: Float64[Tensor, "k"]
     """The same along each canonical direction (of the correlations between the two on the rows that were fitted),
-    best first on those. A model that is near in distribution can have these fall to nothing while `r2` stays high."""
+    best first on those; 0 for the directions that have none in the other. A model that is near in distribution can have
+    these fall to nothing while `r2` stays high."""
 
     @property
     def worst(self) -> float:
         """R² of the worst canonical direction."""
         return float(self.r2_by_direction.min())
 
+    def __repr__(self) -> str:
+        return f"LinearFit(R² {self.r2:.3f}, worst direction {self.worst:.3f} of {len(self.r2_by_direction)})"
 
-@dataclass(frozen=True, eq=False)
+
+@dataclass(frozen=True, eq=False, repr=False)
 class Equivalence:
     """How nearly two predictors are linearly the same."""
 
@@ -64,6 +68,7 @@ class Equivalence:
         }
 
     def to_json(self) -> dict[str, float | int]:
+        """All figures."""
         return {
             "k": self.subspaces[0].k,
             "k_other": self.subspaces[1].k,
@@ -102,13 +107,13 @@ def equivalence(p: Predictor, q: Predictor, *, held_out: float = 0.3, seed: int 
     return Equivalence(of_contexts, of_tokens, float(residual.norm() / theirs.norm()), found)
 
 
-def held_out_rows(groups: Int[Tensor, "row"], share: float, seed: int = 0) -> Tensor:
+def held_out_rows(groups: Int[Tensor, "row"], share: float, seed: int = 0) -> Bool[Tensor, "row"]:
     """A mask of rows that are held out: those of a random share of the groups.
 
     Raises:
         LrtError: fewer than two groups, of which one would have to be held out.
     """
-    _, of = groups.unique(return_inverse=True)
+    _, of = torch.unique(groups, return_inverse=True)
     n = int(of.max()) + 1
     if n < 2:
         raise LrtError("one document only: nothing can be held out")
@@ -118,24 +123,32 @@ def held_out_rows(groups: Int[Tensor, "row"], share: float, seed: int = 0) -> Te
     return chosen[of]
 
 
-def linear_fit(ours: Float64[Tensor, "row k"], theirs: Float64[Tensor, "row k_other"], held_out: Tensor) -> LinearFit:
+def linear_fit(
+    ours: Float64[Tensor, "row k"], theirs: Float64[Tensor, "row k_other"], held_out: Bool[Tensor, "row"]
+) -> LinearFit:
     """Least squares of `ours` on `theirs`, without a constant.
 
+    Both sets of rows are first reduced to triangles with the same Gram matrices, which is all that matters.
+
     Raises:
-        LrtError: fewer fitted rows than twice the dimensions.
+        LrtError: fewer fitted rows than twice the dimensions, or none held out.
     """
-    fitted = ~held_out
-    widest = max(ours.shape[1], theirs.shape[1])
-    if int(fitted.sum()) < 2 * widest:
-        raise LrtError(f"{int(fitted.sum())} rows to fit {widest} dimensions on: give twice as many or more")
-    weight = torch.linalg.lstsq(theirs[fitted], ours[fitted], driver="gelsd").solution.T
-    error = ours[held_out] - theirs[held_out] @ weight.T
-    r2 = 1 - float(error.square().sum() / ours[held_out].square().sum())
-    a, b = canonical_directions(ours[fitted], theirs[fitted])
-    x, y = ours @ a, theirs @ b
-    slope = (x[fitted] * y[fitted]).sum(0) / y[fitted].square().sum(0)
-    left = (x[held_out] - y[held_out] * slope).square().sum(0) / x[held_out].square().sum(0)
-    return LinearFit(weight, r2, 1 - left)
+    widest, n_fitted = max(ours.shape[1], theirs.shape[1]), int((~held_out).sum())
+    if n_fitted < 2 * widest or n_fitted == len(held_out):
+        raise LrtError(
+            f"{n_fitted} rows to fit {widest} dimensions on, and {len(held_out) - n_fitted} held out: give more, so "
+            "that there are two rows or more to fit a dimension"
+        )
+    width = [ours.shape[1], theirs.shape[1]]
+    (x, y), (x_held, y_held) = (
+        torch.split(triangle(ours, theirs, rows=rows), width, dim=1) for rows in (~held_out, held_out)
+    )
+    weight = torch.linalg.lstsq(y, x, driver="gelsd").solution.T
+    a, b = canonical_directions(x, y)
+    slope = ((x @ a) * (y @ b)).sum(0) / (y @ b).square().sum(0)
+    along = torch.zeros(ours.shape[1], dtype=torch.float64)
+    along[: len(slope)] = _r2(x_held @ a, y_held @ b * slope, dim=0)
+    return LinearFit(weight, float(_r2(x_held, y_held @ weight.T)), along)
 
 
 def canonical_directions(
@@ -147,8 +160,13 @@ def canonical_directions(
     return whiten[0] @ u, whiten[1] @ v.T
 
 
+def _r2(actual: Tensor, predicted: Tensor, dim: int | None = None) -> Tensor:
+    return 1 - (actual - predicted).square().sum(dim) / actual.square().sum(dim)
+
+
 def _whitening(states: Float64[Tensor, "row k"]) -> Float64[Tensor, "k rank"]:
     """W such that (states W)ᵀ(states W) = 1."""
     _, values, right = torch.linalg.svd(states, full_matrices=False)
-    kept = values > _SMALLEST_SHARE**0.5 * values[0]
-    return right[kept].T / values[kept]
+    kept = values > _SMALLEST * values[0]
+    whitening: Tensor = right[kept].T / values[kept]
+    return whitening

@@ -79,6 +79,11 @@ class Predictor:
         """Of the representations, with the bias's dimension."""
         return int(self.f.shape[1])
 
+    @property
+    def n_documents(self) -> int:
+        """How many documents the contexts are of."""
+        return len(set(self.documents.tolist()))
+
     def logits(self, contexts: slice = slice(None)) -> Float64[Tensor, "some_context token"]:
         """float64, from products of the precision that the representations have."""
         return (self.f[contexts] @ self.g.T).double()
@@ -93,8 +98,8 @@ class Predictor:
         return replace(self, g=self.g[tokens], tokens=names)
 
     def __repr__(self) -> str:
-        n_documents = len(self.documents.unique())
-        return f"Predictor({self.name}, {len(self.f)} contexts of {n_documents} documents, {len(self.g)} tokens, d {self.d_model})"
+        size = f"{len(self.f)} contexts of {self.n_documents} documents, {len(self.g)} tokens, d {self.d_model}"
+        return f"Predictor({self.name}, {size})"
 
 
 def unembedding(model: Any) -> tuple[Float[Tensor, "token d_model"], Float[Tensor, "token"] | None]:

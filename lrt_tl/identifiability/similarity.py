@@ -1,4 +1,4 @@
-"""Distances between two predictors' representations, and the bounds that tie them to their distributions."""
+"""Distances between two predictors' representations, and a bound that ties them to their distributions."""
 
 import torch
 from jaxtyping import Float, Float64
@@ -7,8 +7,10 @@ from torch import Tensor
 from lrt_tl.errors import LrtError
 from lrt_tl.identifiability.distribution import require_comparable
 from lrt_tl.identifiability.predictor import Predictor
+from lrt_tl.identifiability.subspaces import triangle
 
-_RELATIVE = 1e-10
+_SMALLEST = 1e-5
+"""Of the largest singular value: directions of less spread are taken for rounding."""
 
 
 def canonical_correlations(
@@ -17,12 +19,12 @@ def canonical_correlations(
     """Canonical correlations of two sets of states, both centered over rows, largest first; zero where one of them has
     no variance left."""
     bases = []
-    for states in (one, other):
-        u, values, _ = torch.linalg.svd(states.double() - states.double().mean(0), full_matrices=False)
-        bases.append(u[:, values > _RELATIVE**0.5 * values[0]])
+    for part in torch.split(triangle(one, other, centered=True), [one.shape[1], other.shape[1]], dim=1):
+        u, values, _ = torch.linalg.svd(part, full_matrices=False)
+        bases.append(u[:, values > _SMALLEST * values[0]])
     found = torch.linalg.svdvals(bases[0].T @ bases[1]).clamp(max=1)
     padded = torch.zeros(min(one.shape[1], other.shape[1]), dtype=torch.float64)
-    padded[: min(len(found), len(padded))] = found[: len(padded)]
+    padded[: len(found)] = found
     return padded
 
 
@@ -46,39 +48,32 @@ def d_svd(one: Float[Tensor, "row d"], other: Float[Tensor, "row d"]) -> float:
 
 
 def d_rep(p: Predictor, q: Predictor) -> float:
-    """Mean distance of the two representations of contexts after the best linear map of q's on p's, in units of p's
-    own spread: √(1 − R²), fitted and judged on the same contexts, about their means."""
-    x, y = (each.f.double() - each.f.double().mean(0) for each in (p, q))
-    solution = torch.linalg.lstsq(y, x, driver="gelsd").solution
-    left = (x - y @ solution).square().sum() / x.square().sum()
-    return float(left.clamp(min=0).sqrt())
+    """Distance of p's representations of contexts to the best linear image of q's, in units of p's own spread:
+    √(1 − R²), both about their means, fitted and judged on the same contexts. 0 if q's determine p's linearly."""
+    require_comparable(p, q)
+    theirs, ours = torch.split(triangle(q.f, p.f, centered=True), [q.d_model, p.d_model], dim=1)
+    left = ours - theirs @ torch.linalg.lstsq(theirs, ours, driver="gelsd").solution
+    return float(left.norm() / ours.norm())
 
 
 def cca_logit_bound(p: Predictor, q: Predictor) -> tuple[float, float]:
     """Both sides of Σ λᵢ (1 − ρᵢ²) ≤ d²_logit, which holds for any two predictors of any dimensions.
 
-    λ are the eigenvalues of the covariance over contexts of p's logits, centered over tokens; ρ the canonical correlations of
-    the two models' logits; both descending. d²_logit is the mean squared distance of the logits, centered over tokens and
-    contexts. All from d × d matrices. (Derived for this package.)
+    λ are the eigenvalues of the covariance over contexts of p's logits, centered over tokens; ρ the canonical
+    correlations of the two models' logits; both descending. d²_logit is the mean over contexts of the squared distance
+    of the logits, centered over tokens and contexts. Logits are held in an orthonormal basis of the two g's columns, so
+    that nothing of contexts × tokens is made. (Derived for this package.)
 
     Returns:
         The left side and the right side.
     """
     require_comparable(p, q)
-    n = len(p.f)
-    states = [each.f.double() - each.f.double().mean(0) for each in (p, q)]
-    tokens = [each.g.double() - each.g.double().mean(0) for each in (p, q)]
-    # logits' second moments live on d × d: L = f gᵀ, so ‖L − L′‖² = tr(FᵀF GᵀG) + … − 2 tr(FᵀF′ G′ᵀG)
-    own = [float(((x.T @ x) * (g.T @ g)).sum()) for x, g in zip(states, tokens, strict=True)]
-    cross = float(((states[0].T @ states[1]) * (tokens[0].T @ tokens[1])).sum())
-    right = (own[0] + own[1] - 2 * cross) / n
-    factors = [torch.linalg.qr(g, mode="r").R for g in tokens]
-    logits = [x @ r.T for x, r in zip(states, factors, strict=True)]
-    values = torch.linalg.svdvals(logits[0]).square() / n
+    bases = torch.split(triangle(p.g, q.g, centered=True), [p.d_model, q.d_model], dim=1)
+    logits = [(each.f.double() - each.f.double().mean(0)) @ basis.T for each, basis in zip((p, q), bases, strict=True)]
+    right = float((logits[0] - logits[1]).square().sum()) / len(p.f)
+    values = torch.linalg.svdvals(triangle(logits[0])).square() / len(p.f)
     rho = canonical_correlations(*logits)
-    padded = torch.zeros_like(values)
-    padded[: min(len(values), len(rho))] = rho[: len(values)]
-    return float((values * (1 - padded.square())).sum()), right
+    return float((values * (1 - rho.square())).sum()), right
 
 
 def _standardized(states: Float[Tensor, "row d"]) -> Float64[Tensor, "row d"]:
