@@ -31,7 +31,7 @@ class Distances:
         total_variation: ½ Σ|p − q|.
         hellinger: √(1 − Σ√(pq)).
         logit_distance: √Σ(ℓ − ℓ′)² over tokens, ℓ the logits less their mean over tokens.
-        coverage_p: the probability that p gives to the common support.
+        coverage_p: the probability that p gives to the common support; of two tokenizers, to the tokens of both.
         coverage_q: that q gives it.
         infinite_kl: whether KL(p ‖ q) over all tokens is infinite, for q gives none to a token that p does.
         infinite_reverse_kl: the same of KL(q ‖ p).
@@ -107,7 +107,9 @@ def distances(p: Predictor, q: Predictor) -> Distances:
                 parts.append(_measures(ours.double(), theirs.double()))
             progress.update(len(products[0]))
     measures = [torch.cat(each) for each in zip(*parts, strict=True)]
-    return _distances(measures, _everything(n_contexts), p.documents)
+    whole, never = torch.ones(n_contexts, dtype=torch.float64), torch.zeros(n_contexts, dtype=torch.bool)
+    coverage = [whole if each.coverage is None else each.coverage for each in (p, q)]
+    return _distances(measures, [*coverage, never, never], p.documents)
 
 
 def distances_of_logits(
@@ -132,8 +134,6 @@ def distances_of_logits(
             raise LrtError("a logit is NaN or +∞")
     alive = [each > -math.inf for each in logits]
     common = alive[0] & alive[1]
-    if bool(common.all()):
-        return _distances(_measures(logits[0].clone(), logits[1].clone()), _everything(len(p)), documents)
     if not bool(common.any(1).all()):
         where = int((~common.any(1)).nonzero()[0, 0])
         raise LrtError(f"at context {where} no token has probability in both: KL is infinite, and nothing is left")
@@ -244,12 +244,6 @@ def require_comparable(p: Predictor, q: Predictor) -> None:
 def _distances(measures: Sequence[Tensor], support: Sequence[Tensor], documents: Tensor) -> Distances:
     names = (*MEASURES, "coverage_p", "coverage_q", "infinite_kl", "infinite_reverse_kl")
     return Distances(**dict(zip(names, [*measures, *support], strict=True)), documents=documents)
-
-
-def _everything(n_contexts: int) -> list[Tensor]:
-    """Coverage and infinite KLs where every token has probability in both."""
-    whole, never = torch.ones(n_contexts, dtype=torch.float64), torch.zeros(n_contexts, dtype=torch.bool)
-    return [whole, whole, never, never]
 
 
 def _measures(p: Tensor, q: Tensor, common: Tensor | None = None) -> tuple[Tensor, ...]:

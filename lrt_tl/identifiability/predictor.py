@@ -16,8 +16,10 @@ from torch.nn import functional
 
 from lrt_tl.errors import LrtError
 
-_READS = "unembed.hook_in"
+READS = "unembed.hook_in"
+"""The hook point of f: what multiplies the unembedding."""
 _TOLERANCE = 1e-3
+_LOGITS_AT_ONCE = 2**22
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +41,8 @@ class Predictor:
     """What the tokens are, where they have names."""
     note: str = ""
     """What of the model is left out, such as a soft cap."""
+    coverage: Float64[Tensor, "context"] | None = None
+    """The probability of these tokens among all that the model has; None where they are all."""
 
     def __post_init__(self) -> None:
         if self.f.shape[1] != self.g.shape[1] or not len(self.f) or len(self.g) < 2:
@@ -90,12 +94,17 @@ class Predictor:
 
     def take(self, contexts: Tensor) -> "Predictor":
         """At some of the contexts: indices, or a mask."""
-        return replace(self, f=self.f[contexts], documents=self.documents[contexts])
+        coverage = None if self.coverage is None else self.coverage[contexts]
+        return replace(self, f=self.f[contexts], documents=self.documents[contexts], coverage=coverage)
 
     def among(self, tokens: Int[Tensor, "some_token"]) -> "Predictor":
         """Given that the next token is one of these: log-ratios of two of them stay what they are."""
         names = tuple(self.tokens[token] for token in tokens.tolist()) if self.tokens else ()
-        return replace(self, g=self.g[tokens], tokens=names)
+        size = max(1, _LOGITS_AT_ONCE // len(self.g))
+        parts = [slice(start, start + size) for start in range(0, len(self.f), size)]
+        coverage = torch.cat([self.logits(part).softmax(1)[:, tokens].sum(1) for part in parts])
+        before = 1.0 if self.coverage is None else self.coverage
+        return replace(self, g=self.g[tokens], tokens=names, coverage=coverage * before)
 
     def __repr__(self) -> str:
         size = f"{len(self.f)} contexts of {self.n_documents} documents, {len(self.g)} tokens, d {self.d_model}"
@@ -131,6 +140,6 @@ def check_reproduces(
     error, spread = float((capped - logits.to(g)).abs().max()), float(logits.float().std())
     if not error <= _TOLERANCE * max(spread, 1e-6):
         raise LrtError(
-            f"{name}: the logits are not what the unembedding makes of {_READS} (they differ by {error:.3g}, their "
+            f"{name}: the logits are not what the unembedding makes of {READS} (they differ by {error:.3g}, their "
             f"spread is {spread:.3g}): something after it changes them, and the theory does not hold for it"
         )
