@@ -217,7 +217,9 @@ def documents_needed(found: Distances, epsilon: float, *, measure: str = "kl", p
     """About how many documents, of as many contexts each, `equality` needs to find two distributions equal to ε with
     this probability, if the mean distance and its scatter are what they are here:
 
-        n = ((z₀.₉₅ + z_power) · s / (ε − mean))²,  s the standard deviation of a document's part in the mean.
+        n = ((z₀.₉₅ + z_power) · s / (ε − mean))²,  s the standard deviation of a document's part in the mean
+
+    (of a normal mean; where it comes to fewer than fifty, take twice as many, for distances are skewed).
 
     Returns:
         None where the mean is not under ε, or a KL is infinite: no number would do.

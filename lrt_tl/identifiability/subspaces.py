@@ -27,7 +27,7 @@ class Spectrum:
 
     singular_values: Float64[Tensor, "d_model"]
     floor: float
-    """Rounding of the representations: below it a singular value is nothing."""
+    """What rounding the representations can add to a singular value: one below it is nothing."""
 
     @property
     def rank(self) -> int:
@@ -138,11 +138,11 @@ def subspaces(predictor: Predictor) -> Subspaces:
     """
     rounding = float(torch.finfo(predictor.f.dtype).eps)
     factors = triangle(predictor.f), triangle(predictor.g, centered=True)
-    basis_f, basis_g = (_row_space(factor, rounding) for factor in factors)
+    (basis_f, largest_f), (basis_g, largest_g) = (_row_space(factor, rounding) for factor in factors)
     left, cosines, right = torch.linalg.svd(basis_f.T @ basis_g, full_matrices=False)
     k = int((cosines > rounding**0.5).sum())
     values = torch.linalg.svdvals(factors[0] @ factors[1].T)
-    floor = rounding * len(factors[0]) ** 0.5 * float(values[0])
+    floor = rounding * len(factors[0]) ** 0.5 * largest_f * largest_g
     at_least = basis_f.shape[1] == len(predictor.f) or basis_g.shape[1] == len(predictor.g) - 1
     return Subspaces(
         basis_f, basis_g, basis_f @ left[:, :k], basis_g @ right.T[:, :k], cosines[:k].clamp(max=1),
@@ -177,10 +177,12 @@ def triangle(
     return r
 
 
-def _row_space(factor: Float64[Tensor, "d_model d_model"], rounding: float) -> Float64[Tensor, "d_model dim"]:
+def _row_space(
+    factor: Float64[Tensor, "d_model d_model"], rounding: float
+) -> tuple[Float64[Tensor, "d_model dim"], float]:
+    """A basis, and the largest singular value."""
     _, values, right = torch.linalg.svd(factor)
     rank = int((values > rounding * len(factor) ** 0.5 * values[0]).sum())
     if not rank:
         raise LrtError("all contexts are zero, or all tokens the same: every distribution is uniform")
-    basis: Tensor = right[:rank].T
-    return basis
+    return right[:rank].T, float(values[0])

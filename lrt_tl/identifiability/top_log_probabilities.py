@@ -26,7 +26,7 @@ class DistanceBounds:
 
     Attributes:
         low: of each of `BOUNDED`, the least that it can be.
-        high: the most: infinite for a KL, unless the common tokens are all of the distribution.
+        high: the most: infinite for a KL.
         coverage_p: the probability that p gives to the tokens of both lists.
         coverage_q: that q gives them.
     """
@@ -88,11 +88,15 @@ def distance_bounds(
     p = log_p.double().exp() * matches.any(2)
     q = torch.einsum("cpq,cq->cp", matches.double(), log_q.double().exp())
     coverage_p, coverage_q = p.sum(1), q.sum(1)
-    rest_p, rest_q = ((1 - each).clamp(min=0)[:, None] for each in (coverage_p, coverage_q))
+    rounding = torch.finfo(log_p.dtype).eps * tokens_p.shape[1], torch.finfo(log_q.dtype).eps * tokens_q.shape[1]
+    rest_p, rest_q = (
+        (1 - each).clamp(min=least)[:, None] for each, least in zip((coverage_p, coverage_q), rounding, strict=True)
+    )
     nothing = torch.zeros_like(rest_p)
     low = _divergences(torch.cat([p, rest_p], 1), torch.cat([q, rest_q], 1))
     high = _divergences(torch.cat([p, rest_p, nothing], 1), torch.cat([q, nothing, rest_q], 1))
-    return DistanceBounds(low, high, coverage_p, coverage_q)
+    infinite = torch.full_like(coverage_p, math.inf)
+    return DistanceBounds(low, high | {"kl": infinite, "reverse_kl": infinite}, coverage_p, coverage_q)
 
 
 def _divergences(
@@ -107,5 +111,5 @@ def _divergences(
 
 
 def _relative_entropy(p: Float64[Tensor, "context outcome"], q: Float64[Tensor, "context outcome"]) -> Tensor:
-    total = torch.where(p > 0, p * (p / q).log(), 0.0).sum(1)
-    return total.clamp(min=0)
+    tiny = torch.finfo(p.dtype).tiny
+    return (p * (p.clamp(min=tiny) / q.clamp(min=tiny)).log()).sum(1).clamp(min=0)
