@@ -6,7 +6,7 @@ been turned along with its label. What is likeliest stays so; all else is permut
 the probability does, and the representations remain as different as they were.
 
 How far the contexts lie from the labels' directions the paper's table does not say. Here it is Gaussian, with a
-standard deviation of 0.05 in both coordinates, which gives the KLs of the table to 2 % (the last, which is rounded to
+standard deviation of 0.05 in both coordinates, which gives the KLs of the table to 2.2 % (the last, which is rounded to
 one digit, to 7 %), and all that does not depend on it. Prints a table for people, and last one line of JSON.
 """
 

@@ -20,7 +20,7 @@ from lrt_tl.errors import LrtError
 from lrt_tl.identifiability.distribution import require_comparable
 from lrt_tl.identifiability.predictor import Predictor
 from lrt_tl.identifiability.similarity import d_svd
-from lrt_tl.tables import flattened, html_table
+from lrt_tl.tables import html_table
 
 WEIGHT = 1e-5
 """λ of the paper."""
@@ -83,14 +83,12 @@ class LikelihoodDistance:
     def summary(self) -> dict[str, str]:
         """For a table."""
         bounds = self.sharper_bounds
-        return flattened(
-            {
-                "d_LLV": self.value,
-                "its terms": {f"t{n}": getattr(self, f"t{n}") for n in (1, 2, 3, 4)},
-                "d_SVD of contexts": f"{self.d_svd_contexts:.3g}, at most {min(1.0, self.bound, bounds[0]):.3g}",
-                "d_SVD of tokens": f"{self.d_svd_tokens:.3g}, at most {min(1.0, self.bound, bounds[1]):.3g}",
-            }
-        )
+        return {
+            "d_LLV": f"{self.value:.3g}",
+            "t1, t2, t3, t4": f"{self.t1:.3g}, {self.t2:.3g}, {self.t3:.3g}, {self.t4:.3g}",
+            "d_SVD of contexts": f"{self.d_svd_contexts:.3g}, at most {min(1.0, self.bound, bounds[0]):.3g}",
+            "d_SVD of tokens": f"{self.d_svd_tokens:.3g}, at most {min(1.0, self.bound, bounds[1]):.3g}",
+        }
 
     def __repr__(self) -> str:
         terms = ", ".join(f"t{n} {getattr(self, f't{n}'):.3g}" for n in (1, 2, 3, 4))

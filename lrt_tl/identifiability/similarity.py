@@ -44,7 +44,7 @@ def d_svd(one: Float[Tensor, "row d"], other: Float[Tensor, "row d"]) -> float:
     if one.shape != other.shape:
         raise LrtError(f"d_SVD compares columns with columns: {tuple(one.shape)} and {tuple(other.shape)}")
     x, y = (_standardized(states) for states in (one, other))
-    return 1 - float(torch.linalg.svdvals(x.T @ y / (len(x) - 1)).mean())
+    return max(0.0, 1 - float(torch.linalg.svdvals(x.T @ y / (len(x) - 1)).mean()))
 
 
 def d_rep(p: Predictor, q: Predictor) -> float:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from lrt_tl.errors import LrtError
 from lrt_tl.identifiability.samples import compare_samples
+from tests.unchecked import without_type_checks
 
 N_PROMPTS, N_SAMPLES, LENGTH = 3, 5, 4
 
@@ -87,7 +88,5 @@ def test_the_statistic_by_its_definition() -> None:
 def test_samples_that_cannot_be_compared(
     of_p: tuple[int, ...], of_q: tuple[int, ...], permutations: int, message: str
 ) -> None:
-    from tests.unchecked import without_type_checks
-
     with without_type_checks(), pytest.raises(LrtError, match=message):
         compare_samples(torch.zeros(of_p).long(), torch.zeros(of_q).long(), n_permutations=permutations)
