@@ -22,7 +22,7 @@ def capture(
     mask: Bool[Tensor, "row position"],
     hook_names: Sequence[str],
 ) -> dict[str, Float[Tensor, "row position _"]]:
-    """Residual-stream activations in float32, by (resolved) hook name, on the model's device.
+    """Activations in float32, or float64 where the model is, by (resolved) hook name, on the model's device.
 
     The forward pass ends, by an exception, at the last hook point that is needed. `stop_at_layer` would not do: a
     Bridge told `n_layers` runs on through the unembedding, and told L it returns an empty cache for layer L, and says
@@ -32,7 +32,8 @@ def capture(
 
     def keeper(name: str) -> Hook:
         def keep(activation: Tensor, hook: object) -> None:
-            found[name] = activation.detach().float()
+            kept = activation.detach()
+            found[name] = kept if kept.dtype == torch.float64 else kept.float()
             if len(found) == len(wanted):
                 raise _CapturedError
 
