@@ -33,6 +33,10 @@ from .evaluation.published import published_agreement as published_agreement
 from .evaluation.samples import sample_texts as sample_texts
 from .evaluation.side_effects import SideEffects as SideEffects
 from .evaluation.side_effects import side_effects as side_effects
+from .identifiability.comparison import compare_models as compare_models
+from .identifiability.verdict import Verdict as Verdict
+from .identifiability.verdict import all_or_none as all_or_none
+from .identifiability.wider import widen_predictor as widen_predictor
 from .models.loading import load_model as load_model
 from .runs.run import TransferRun as TransferRun
 from .steering.autoencoder import Autoencoder as Autoencoder
