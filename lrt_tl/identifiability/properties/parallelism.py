@@ -59,7 +59,8 @@ def leave_one_out_cosines(differences: Float64[Tensor, "*draw pair d"]) -> Float
     lengths = differences.norm(dim=-1), others.norm(dim=-1)
     product = (lengths[0] * lengths[1]).clamp(min=torch.finfo(torch.float64).tiny)
     either_is_nothing = (lengths[0] <= _ROUNDING) | (lengths[1] <= _ROUNDING)
-    return ((differences * others).sum(-1) / product).masked_fill(either_is_nothing, 0.0)
+    cosines: Tensor = (differences * others).sum(-1) / product
+    return cosines.masked_fill(either_is_nothing, 0.0)
 
 
 def _forms(predictor: Predictor, found: Subspaces) -> Iterator[tuple[str, Float64[Tensor, "d_model _"]]]:
