@@ -165,7 +165,7 @@ def figures(name: str, verdict: Verdict, p: Predictor, q: Predictor, sides: dict
         "features": verdict.distance_features()
         | {"mean_cca_contexts": mean_cca(p.f, q.f), "mean_cca_tokens": mean_cca(p.g, q.g)},
         "steering_mismatch": {
-            task: steering_mismatch(p, q, vector, verdict.equivalences[0]) for task, vector in vectors.items()
+            task: steering_mismatch(p, q, vector, verdict.equivalences[1]) for task, vector in vectors.items()
         },
         **{key: saved[key] for key in ("premise", "against", "equality", "properties")},
     }

@@ -1,7 +1,7 @@
 """Steering at the output: f(x) + v moves every log-ratio by v · (g(y) − g(y′)), in every context alike.
 
-A vector of F can be carried to another predictor of the same distribution, where it does the same: φ = W φ̃ gives
-ṽ = Q_M̃ W⁻¹ Q_Mᵀ v. A vector outside of F cannot: what it does through G ∩ F^⊥ is not of the distribution.
+A vector of F can be carried to another predictor of the same distribution, where it does the same: φ̃ = W φ gives
+ṽ = Q_M̃ W Q_Mᵀ v. A vector outside of F cannot: what it does through G ∩ F^⊥ is not of the distribution.
 (Derived for this package.)
 """
 
@@ -100,16 +100,16 @@ def carried(vector: Float[Tensor, "d_model"], between: Equivalence) -> Float64[T
     """The vector of the second predictor that does what `vector` does in the first, as far as it lies in M.
 
     Args:
-        between: `equivalence(first, second)`.
+        between: `equivalence(second, first)`, which fits the second's contexts from the first's. (To invert the fit of
+            the first from the second is the same where it is exact; else it blows up what was not found again.)
 
     Raises:
         MismatchError: the vector is not as wide as the first predictor.
     """
-    ours, theirs = between.subspaces
+    theirs, ours = between.subspaces
     if len(vector) != len(ours.M):
         raise MismatchError(f"a vector of {len(vector)} dimensions, for a predictor of {len(ours.M)}")
-    back: Tensor = torch.linalg.pinv(between.of_contexts.weight)
-    return theirs.M @ back @ (ours.M.T @ vector.double())
+    return theirs.M @ between.of_contexts.weight @ (ours.M.T @ vector.double())
 
 
 def steering_mismatch(
@@ -117,6 +117,9 @@ def steering_mismatch(
 ) -> float:
     """How far what the carried vector does in the second is from what the vector does in the first, over all tokens:
     ‖shift − shift′‖/‖shift‖ of the log-probabilities less their means. 0 is the same, 1 what no vector does.
+
+    Args:
+        between: `equivalence(second, first)`.
 
     Raises:
         LrtError: the vector moves nothing in the first predictor.

@@ -19,7 +19,7 @@ def test_case_5() -> None:
         widen_predictor(planted(), d, junk_f=normal(CONTEXTS, a, seed=d), junk_g=normal(TOKENS, b, seed=d + 1), seed=d)
         for d, a, b in ((12, 3, 3), (20, 7, 7))
     )
-    between = equivalence(first, second)
+    between = equivalence(second, first)
     for seed in range(10):
         of_contexts = normal(CONTEXTS, seed=seed) @ first.f
         assert steering_mismatch(first, second, of_contexts, between) <= 1e-12
@@ -30,7 +30,7 @@ def test_case_5() -> None:
 def test_a_carried_vector_moves_every_log_probability_as_the_first_does() -> None:
     first, second = planted(), widen_predictor(planted(), 9, junk_f=normal(CONTEXTS, 2, seed=1))
     vector = first.f[3] - first.f[5]
-    moved = carried(vector, equivalence(first, second))
+    moved = carried(vector, equivalence(second, first))
     one, other = (((each.f + v) @ each.g.T).log_softmax(1) for each, v in ((first, vector), (second, moved)))
     torch.testing.assert_close(one, other, atol=1e-11, rtol=0)
 
