@@ -63,6 +63,7 @@ from .evaluation.samples import sample_texts as sample_texts
 from .evaluation.side_effects import SideEffects as SideEffects
 from .evaluation.side_effects import side_effects as side_effects
 from .evaluation.strength import Strength as Strength
+from .identifiability.comparison import compare_models as compare_models
 from .identifiability.distribution import Distances as Distances
 from .identifiability.distribution import Equality as Equality
 from .identifiability.distribution import distances as distances
@@ -86,6 +87,9 @@ from .identifiability.subspaces import Subspaces as Subspaces
 from .identifiability.subspaces import subspaces as subspaces
 from .identifiability.top_log_probabilities import DistanceBounds as DistanceBounds
 from .identifiability.top_log_probabilities import distance_bounds as distance_bounds
+from .identifiability.verdict import Verdict as Verdict
+from .identifiability.verdict import all_or_none as all_or_none
+from .identifiability.wider import widen_predictor as widen_predictor
 from .models.loading import load_model as load_model
 from .models.reinitialized import reinitialized as reinitialized
 from .runs.run import TransferRun as TransferRun

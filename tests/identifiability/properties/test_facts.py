@@ -1,0 +1,121 @@
+"""Facts of a model: where they are read, and the mean Jacobian against finite differences."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+
+from lrt_tl.errors import LrtError
+from lrt_tl.identifiability.comparison import compare_models
+from lrt_tl.identifiability.properties.facts import facts_of, subject_end, texts_of_facts, token_indices, with_texts
+from lrt_tl.identifiability.properties.jacobian import faithfulness, mean_jacobian
+from lrt_tl.identifiability.reading import read_predictor
+from lrt_tl.models.attach import attached
+from lrt_tl.text.batches import tokenize
+
+
+@dataclass(frozen=True)
+class Word:
+    subject: str
+    prompt: str
+    answer: str
+
+
+FACTS = [Word(f"word{i}", f"word1 word{i} word2", f" word{i + 20}") for i in range(5, 17)]
+
+
+def test_a_fact_is_read_where_its_subject_and_its_prompt_end(bridges: tuple[Any, Any], texts: list[str]) -> None:
+    model = bridges[0]
+    plain = read_predictor(model, texts[:20], n_contexts=60)
+    read = texts_of_facts(FACTS)
+    assert read[:2] == ["word1 word5", "word1 word5 word2"]
+    whole = with_texts(plain, model, read)
+    assert torch.equal(whole.f[:60], plain.f)
+    assert len(whole.documents.unique()) == len(plain.documents.unique()) + len(read)
+    tokens = token_indices(plain, model.tokenizer, [fact.answer for fact in FACTS])
+    found = facts_of(FACTS, read, 60, tokens)
+    for number in (0, 7):
+        for text, place in (("word1 word{}", found.after_subject), ("word1 word{} word2", found.after_prompt)):
+            ids = tokenize(model.tokenizer, [text.format(5 + number)])
+            with torch.no_grad():
+                logits = model(torch.tensor(ids))[0, -1]
+            place_of = int(place[number])
+            torch.testing.assert_close(
+                whole.logits(slice(place_of, place_of + 1))[0].float(), logits, atol=1e-3, rtol=1e-3
+            )
+    assert [whole.tokens[token] for token in found.replies.tolist()] == [fact.answer.strip() for fact in FACTS]
+
+
+def test_answers_that_are_no_single_token_are_left_out(bridges: tuple[Any, Any], texts: list[str]) -> None:
+    model = bridges[0]
+    plain = read_predictor(model, texts[:20], n_contexts=30)
+    words = [" word4", " word4 word5", " elsewhere"]
+    assert [token is None for token in token_indices(plain, model.tokenizer, words)] == [False, True, True]
+    facts = [*FACTS, Word("word3", "word3 word2", " elsewhere")]
+    tokens = token_indices(plain, model.tokenizer, [fact.answer for fact in facts])
+    assert len(facts_of(facts, texts_of_facts(facts), 30, tokens).subjects) == len(FACTS)
+
+
+def test_the_subject_is_the_last_of_that_name() -> None:
+    assert subject_end(Word("a", "a or a is", " b")) == 6
+    with pytest.raises(LrtError, match="does not name its subject 'c'"):
+        subject_end(Word("c", "a or a is", " b"))
+
+
+def test_the_mean_jacobian_against_finite_differences(bridges: tuple[Any, Any]) -> None:
+    model = bridges[1]
+    found = mean_jacobian(model, FACTS[:3], layer=1)
+    direction, step = torch.randn(24, generator=torch.Generator().manual_seed(0)), 1e-2
+
+    def ends(scale: float) -> torch.Tensor:
+        kept: dict[str, torch.Tensor] = {}
+
+        def nudge(activation: torch.Tensor, hook: object) -> torch.Tensor:
+            moved = activation.clone()
+            moved[:, 2] += scale * direction
+            return moved
+
+        def keep(activation: torch.Tensor, hook: object) -> None:
+            kept["f"] = activation[:, -1]
+
+        ids = tokenize(model.tokenizer, [fact.prompt for fact in FACTS[:3]])
+        with torch.no_grad(), attached(model, [("blocks.1.hook_resid_post", nudge), ("unembed.hook_in", keep)]):
+            model(torch.tensor(ids))
+        return kept["f"]
+
+    slope = ((ends(step) - ends(-step)) / (2 * step)).mean(0)
+    torch.testing.assert_close(found.weight @ direction, slope, atol=2e-2, rtol=2e-2)
+
+
+def test_at_the_last_point_before_the_norm_one_fact_is_told_as_the_model_tells_it(bridges: tuple[Any, Any]) -> None:
+    """Of one fact f = W s + b exactly, by the choice of b."""
+    model = bridges[1]
+    relation = mean_jacobian(model, FACTS[:1], layer=2)
+    assert faithfulness(model, relation, FACTS[:1], n_null=1).estimate == 1.0
+    assert repr(relation) == "JacobianRelation(blocks.2.hook_resid_post, mean of 1 facts)"
+
+
+def test_facts_that_no_jacobian_can_be_taken_of(bridges: tuple[Any, Any]) -> None:
+    with pytest.raises(LrtError, match="no facts"):
+        mean_jacobian(bridges[0], [], layer=1)
+    with pytest.raises(LrtError, match="no token ends where the subject 'wor' does"):
+        mean_jacobian(bridges[0], [Word("wor", "word1 word2", " word3")], layer=1)
+
+
+def test_a_model_shares_all_with_itself(bridges: tuple[Any, Any], texts: list[str]) -> None:
+    model = bridges[0]
+    pairs = {"next": [(f" word{i}", f" word{i + 1}") for i in range(4, 12)]}
+    found = compare_models(
+        model, model, texts, epsilon=1e-3, relations={"next": FACTS}, pairs=pairs, n_contexts=900, least_r2=0.8
+    )
+    assert found.premise
+    assert list(found.properties) == ["next: relational linearity", "next: linear subspaces", "next: parallelism"]
+    assert {each.answer for each in found.properties.values()} <= {"shared", "neither", "model-specific"}
+    with pytest.raises(LrtError, match="'elsewhere' is no single token that both models have"):
+        compare_models(model, model, texts, epsilon=1e-3, pairs={"next": [("elsewhere", "word4")]}, n_contexts=200)
+
+
+def test_a_vocabulary_too_small_for_the_dimensions_is_refused(bridges: tuple[Any, Any], texts: list[str]) -> None:
+    with pytest.raises(LrtError, match="rows to fit 24 dimensions on"):
+        compare_models(*bridges, texts, epsilon=1e-3, relations={"next": FACTS}, n_contexts=300)
