@@ -1,7 +1,5 @@
 """The nulls: vectors that should do nothing in particular."""
 
-from collections.abc import Sequence
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -64,21 +62,3 @@ def padded_direction(source: SteeringVector, d_model: int) -> Float[Tensor, "1 d
     if not padded.any():
         raise LrtError(f"the first {d_model} dimensions of {source} are zero: it cannot be cut to the target's width")
     return padded[None]
-
-
-def named_controls(
-    source: SteeringVector,
-    target_mean: SteeringVector,
-    unrelated: Sequence[SteeringVector] = (),
-) -> dict[str, Float[Tensor, "draw d_model"]]:
-    """Controls that are no draws, by name, for `evaluate_transfer`, which scales all to one length.
-
-    `mean_activation`: the target's mean state; a transferred vector that is mostly that works like noise. `padded`: see
-    `padded_direction`. `unrelated`: other behaviors' vectors through the same map.
-
-    Raises:
-        LrtError: nothing of the source's vector is left after it was cut off.
-    """
-    padded = padded_direction(source, target_mean.site.d_model)
-    controls = {"mean_activation": target_mean.direction[None], "padded": padded}
-    return controls | ({"unrelated": torch.stack([each.direction for each in unrelated])} if unrelated else {})

@@ -10,7 +10,7 @@ from lrt_tl.alignment.activations import fit_activations
 from lrt_tl.alignment.affine_map import AffineMap
 from lrt_tl.errors import LrtError
 from lrt_tl.evaluation.controls import (
-    named_controls,
+    padded_direction,
     random_directions,
     random_map_directions,
     shuffled_map_directions,
@@ -118,15 +118,8 @@ def vector_of(values: list[float]) -> SteeringVector:
     return SteeringVector(torch.tensor(values), Site("blocks.0.hook_resid_post", len(values)))
 
 
-def test_controls_that_are_no_draws() -> None:
-    mean = vector_of([1.0, 2, 3, 4])
-    found = named_controls(vector_of([5.0, 6]), mean)
-    assert {name: rows.tolist() for name, rows in found.items()} == {
-        "mean_activation": [[1, 2, 3, 4]],
-        "padded": [[5, 6, 0, 0]],
-    }
-    found = named_controls(vector_of([5.0, 6, 7, 8, 9]), mean, [vector_of([0.0, 1, 0, 0]), vector_of([0.0, 0, 1, 0])])
-    assert found["padded"].tolist() == [[5, 6, 7, 8]]
-    assert found["unrelated"].tolist() == [[0, 1, 0, 0], [0, 0, 1, 0]]
+def test_a_vector_is_padded_or_cut_to_the_width() -> None:
+    assert padded_direction(vector_of([5.0, 6]), 4).tolist() == [[5, 6, 0, 0]]
+    assert padded_direction(vector_of([5.0, 6, 7, 8, 9]), 4).tolist() == [[5, 6, 7, 8]]
     with pytest.raises(LrtError, match=r"the first 4 dimensions of .* are zero"):
-        named_controls(vector_of([0.0, 0, 0, 0, 9]), mean)
+        padded_direction(vector_of([0.0, 0, 0, 0, 9]), 4)
