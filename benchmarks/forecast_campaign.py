@@ -46,8 +46,8 @@ from lrt_tl.tables import print_columns
 
 SOURCES = ("small", "medium", "large", "large-b", "large-alt", "medium-early", "medium-foreign", "untrained")
 SHUFFLED = {"small": "medium", "medium": "small", "large": "small", "large-b": "small"}
-"""For each target, the source from which maps are fitted on shuffled pairs of states, too. `large-alt` is no target: its
-tokenizer splits answers."""
+"""For each target, the source from which maps are fitted on shuffled pairs of states, too. `large-alt` is no target:
+its tokenizer splits answers."""
 SETTINGS = {
     "whitened, all layers": ("whitened", True),
     "ridge, all layers": ("ridge", True),
