@@ -1,8 +1,9 @@
 """The whole chain as one call: fit the map, find the vectors, carry them over, measure, and judge."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -143,18 +144,18 @@ def transfer(
     harvesting: dict[str, Any] = {"layers": layers, "hook_names": hook_names, "exclude": texts, "layout": layout}
     harvesting |= {"batch_size": batch_size, "context_length": context_length, "prepend_bos": prepend_bos}
     fitting: dict[str, Any] = {"method": method, "select_layers": select_layers}
-    reading = {"position": position, "prepend_bos": prepend_bos}
+    reading = {"position": position, "prepend_bos": prepend_bos, "batch_size": batch_size}
     chain = _Chain(source, target, documents, read, reading, harvesting, fitting)
     neutral = neutral_texts(documents, Exclusion(texts))
 
     maps = _maps(chain)
     found = [_vectors(chain, affine_map) for affine_map in maps]
+    forecasts_of_maps = [_forecasts(chain, each, of_map, search) for each, of_map in zip(maps, found, strict=True)]
     choice, behaviors = _choose_layer(chain, found, coefficients, seed)
     chosen = 0 if choice is None else choice.chosen
-    affine_map, vectors = maps[chosen], found[chosen]
+    affine_map, vectors, foreseen = maps[chosen], found[chosen], forecasts_of_maps[chosen]
     print(affine_map)
-    foreseen = _forecasts(chain, affine_map, vectors, search)
-    untrained = _untrained(chain, affine_map, seed) if random_weights else [None] * len(read)
+    untrained, without = _untrained(chain, affine_map, seed) if random_weights else ([None] * len(read), "")
     evaluating: dict[str, Any] = {
         "coefficients": coefficients,
         "n_draws": n_draws,
@@ -178,6 +179,8 @@ def transfer(
             neutral=neutral,
             **evaluating,
         )
+        if without:
+            result = replace(result, missing={**result.missing, "baselines": without})
         measured.append(_judged(chain, affine_map, own, result, foreseen[place], neutral, asked, seed))
     natives, carried = (
         {behavior.name: getattr(own, kind) for behavior, own in zip(behaviors, vectors, strict=True)}
@@ -192,6 +195,7 @@ def transfer(
         "coefficients": list(coefficients),
         "n_draws": n_draws,
         "random_weights": random_weights,
+        "questions": str(questions) if isinstance(questions, (str, Path)) else questions and "as given",
         "context_length": context_length,
         "layout": layout,
         "prepend_bos": prepend_bos,
@@ -203,7 +207,13 @@ def transfer(
         measured,
         arguments or options,
         off_target=off_target(
-            target, natives, behaviors, transferred=carried, coefficients=coefficients, prepend_bos=prepend_bos
+            target,
+            natives,
+            behaviors,
+            transferred=carried,
+            coefficients=coefficients,
+            prepend_bos=prepend_bos,
+            seed=seed,
         ),
         search=search,
         layer_choice=choice,
@@ -237,9 +247,15 @@ def _vectors(chain: _Chain, affine_map: AffineMap) -> list[_Vectors]:
     return found
 
 
-def _untrained(chain: _Chain, affine_map: AffineMap, seed: int) -> list[SteeringVector | None]:
-    """What a source with random weights carries to the same layer."""
-    untrained = reinitialized(chain.source, seed=seed)
+def _untrained(chain: _Chain, affine_map: AffineMap, seed: int) -> tuple[Sequence[SteeringVector | None], str]:
+    """What a source with random weights carries to the same layer; or why it cannot be told."""
+    try:
+        return _carried_untrained(chain, affine_map, reinitialized(chain.source, seed=seed)), ""
+    except LrtError as error:
+        return [None] * len(chain.tasks), str(error)
+
+
+def _carried_untrained(chain: _Chain, affine_map: AffineMap, untrained: HookedModel) -> list[SteeringVector]:
     at = [site.hook_name for site in affine_map.sources]
     ends = {"layers": None, "hook_names": (at, affine_map.target.hook_name)}
     harvested = harvest_moments(untrained, chain.target, chain.documents, **{**chain.harvesting, **ends})
@@ -313,9 +329,10 @@ def _judged(
 def _check_behaviors(behaviors: Sequence[Behavior], source: HookedModel, target: HookedModel) -> None:
     if not behaviors:
         raise LrtError("there is nothing to transfer: give contrast pairs and a behavior")
-    names = [folder_name(behavior.name) for behavior in behaviors]
+    names = [folder_name(behavior.name).lower() for behavior in behaviors]
     if len(set(names)) < len(names):
-        raise LrtError(f"behaviors need different names: {[behavior.name for behavior in behaviors]}")
+        called = [behavior.name for behavior in behaviors]
+        raise LrtError(f"behaviors need different names, in the letters and digits of their folders: {called}")
     for behavior in behaviors:
         for model in (source, target):
             behavior.scorer(model.tokenizer)

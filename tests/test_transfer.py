@@ -293,6 +293,19 @@ def test_all_evidence_is_there(run: lrt.TransferRun) -> None:
     assert found.decision.verdict == "no-go" or found.result.recovery.reason is None
 
 
+def test_a_source_that_cannot_be_made_anew_is_named_as_missing(
+    bridges: tuple[Any, Any], files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("quantized")
+
+    monkeypatch.setattr("lrt_tl.models.reinitialized._bridge", refuse)
+    tasks = [(files["contrast"], files["behavior"])]
+    result = lrt.transfer(*bridges, files["documents"], tasks, layers=(1, 2), **FEW).behaviors[0].result  # type: ignore[arg-type]
+    assert result.missing["baselines"] == "small cannot be made anew with random weights: quantized"
+    assert not result.baselines
+
+
 def test_questions_say_what_steering_does_to_ability(
     bridges: tuple[Any, Any], files: dict[str, Path], tmp_path: Path
 ) -> None:

@@ -3,7 +3,7 @@
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -42,6 +42,9 @@ from lrt_tl.cli.options import (
 )
 from lrt_tl.errors import LrtError
 from lrt_tl.tables import print_columns, print_table
+
+if TYPE_CHECKING:
+    from lrt_tl.steering.vector import SteeringVector
 
 
 def transfer(
@@ -95,8 +98,17 @@ def transfer(
     if search:
         from lrt_tl.alignment.layer_search import search_layers
 
+        tried_on = texts_of(*(part for task in tasks for part in task))
         searched = search_layers(
-            models[0], models[1], read, exclude=texts_of(*(part for task in tasks for part in task))
+            models[0],
+            models[1],
+            read,
+            exclude=tried_on,
+            batch_size=batch_size,
+            context_length=context_length,
+            layout=layout,
+            prepend_bos=prepend_bos,
+            seed=seed,
         )
     run = run_transfer(
         models[0],
@@ -235,7 +247,8 @@ def evaluate(
     )
     affine_map = None if map is None else AffineMap.load(map)
     texts = [] if neutral is None else neutral_texts(named_documents(neutral))
-    others = [SteeringVector.load(folder).direction for folder in unrelated or ()]
+    others = [_at(vectors[1], SteeringVector.load(folder)).direction for folder in unrelated or ()]
+    beaten = None if baseline is None else _at(vectors[1], SteeringVector.load(baseline)).direction
     pairs = [] if contrast is None else read_contrast_pairs(named_contrast_pairs(contrast))
     own = None if source_vector is None else SteeringVector.load(source_vector)
     options = (model_class, processed, device, dtype)
@@ -246,7 +259,7 @@ def evaluate(
         native=vectors[1],
         affine_map=affine_map,
         controls={"unrelated": torch.stack(others)} if others else {},
-        baselines={} if baseline is None else {"random_weights": SteeringVector.load(baseline).direction[None]},
+        baselines={} if beaten is None else {"random_weights": beaten[None]},
         source=None if source is None or own is None else (load(source, *options), own),
         examples=(pairs[0].positive, pairs[0].negative) if pairs else (),
         neutral=texts,
@@ -258,3 +271,11 @@ def evaluate(
     if figures is not None:
         write_json(figures, result.summary())
     print_table(result.behavior, result.table())
+
+
+def _at(native: "SteeringVector", other: "SteeringVector") -> "SteeringVector":
+    """Another vector, if it is of the native one's site."""
+    from lrt_tl.models.identity import require_same_site
+
+    require_same_site(native.site, other.site, what="the native vector's site")
+    return other

@@ -48,7 +48,7 @@ class Criterion:
 
     name: str
     threshold: float
-    bound: Literal["at least", "at most"]
+    bound: Literal["above", "at least", "at most"]
     must: bool
     asks: str
     """What has to be so, in plain words."""
@@ -83,7 +83,7 @@ CRITERIA = (
         'other behaviors\' vectors through the same map: evaluate_transfer(controls={"unrelated": …})',
     ),
     Criterion(
-        "effect in the source", 0.0, "at least", False,
+        "effect in the source", 0.0, "above", False,
         "the vector works in the source itself (slope there, lower 95 % bound)",
         "the source and its vector: evaluate_transfer(source=…)",
     ),
@@ -309,6 +309,7 @@ def _rule(criterion: Criterion, figure: float | None, why: str | None) -> Rule:
     if figure is None:
         says = f"{criterion.asks}: not known; {why or f'give {criterion.without}'}"
         return Rule(criterion.name, None, criterion.threshold, None, criterion.must, says)
-    passed = figure >= criterion.threshold if criterion.bound == "at least" else figure <= criterion.threshold
+    holds = {"above": figure > criterion.threshold, "at least": figure >= criterion.threshold}
+    passed = holds.get(criterion.bound, figure <= criterion.threshold)
     says = f"{criterion.asks}: {figure:.3g}, {'' if passed else 'and not '}{criterion.bound} {criterion.threshold:g}"
     return Rule(criterion.name, figure, criterion.threshold, passed, criterion.must, says)

@@ -9,7 +9,7 @@ from tqdm.auto import tqdm
 
 from lrt_tl.errors import LrtError
 from lrt_tl.evaluation.behavior import Behavior, score_of
-from lrt_tl.evaluation.steered import deltas_at_once, steered_run
+from lrt_tl.evaluation.steered import MOST_LOGITS, deltas_at_once, steered_run
 from lrt_tl.evaluation.written import WrittenText, judged, written_texts
 from lrt_tl.models.protocol import HookedModel
 from lrt_tl.text.batches import pad, tokenize
@@ -80,6 +80,7 @@ def _read(
     """Scores from the logits, and how many doses share a forward pass."""
     reading = behavior.reading(model.tokenizer, rows)
     _check_lengths(model, behavior, reading.rows)
+    batch_size = max(1, min(batch_size, MOST_LOGITS // (max(map(len, reading.rows)) * model.cfg.d_vocab)))
     groups = _of_like_lengths(reading.rows, batch_size)
     batches = [pad(model.tokenizer, [reading.rows[row] for row in group])[:2] for group in groups]
     runs = [steered_run(model, hook_name, *batch, last=reading.last) for batch in batches]
@@ -93,7 +94,7 @@ def _read(
         ]
         return (score_of(behavior, reading.score, of_dose) for of_dose in torch.cat(kept, dim=1)[:, back])
 
-    return measure, max(at_once)
+    return measure, max(1, min(max(at_once), MOST_LOGITS // (len(reading.rows) * model.cfg.d_vocab)))
 
 
 def _of_like_lengths(rows: Sequence[list[int]], batch_size: int) -> list[list[int]]:

@@ -1,6 +1,7 @@
 """What recovery to expect of a vector carried to a target, before the target is ever steered."""
 
 import html
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -128,7 +129,8 @@ class Forecast:
         found = []
         for key, value in asdict(self.features).items():
             name = key.replace("_", " ")
-            beyond = next((f"extrapolates: {each}" for each in self.extrapolates if each.startswith(f"{name} ")), "")
+            named = re.compile(rf"{re.escape(name)} -?[\d.]")
+            beyond = next((f"extrapolates: {each}" for each in self.extrapolates if named.match(each)), "")
             row = {"feature": name, "value": "" if value is None else f"{value:.3g}"}
             learnt_from = "yes" if key in FEATURES else "no"
             found.append({**row, "learnt from": learnt_from, "note": "not known here" if value is None else beyond})

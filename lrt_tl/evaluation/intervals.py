@@ -1,9 +1,10 @@
 """95 % intervals: bootstrap resamples, and shares in closed form."""
 
-from math import comb, sqrt
+from math import sqrt
 
 import torch
 from jaxtyping import Float
+from scipy.stats import binom
 from torch import Tensor
 
 LEVEL = 0.05
@@ -67,5 +68,4 @@ def _correlation(both: int, first_only: int, second_only: int, neither: int) -> 
 def mcnemar(first_only: int, second_only: int) -> float:
     """The exact two-sided p of as uneven a split of the items on which only one succeeds, were both as good."""
     n, fewer = first_only + second_only, min(first_only, second_only)
-    tail = sum(comb(n, k) for k in range(fewer + 1)) / 2.0**n
-    return min(1.0, 2 * tail)
+    return min(1.0, 2 * float(binom.cdf(fewer, n, 0.5)))

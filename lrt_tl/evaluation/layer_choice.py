@@ -41,8 +41,8 @@ class LayerChoice:
         return [
             {"layer": f"{name}{' (chosen)' if place == self.chosen else ''}"}
             | {
-                behavior: f"{self.transferred[behavior][place]:+.3g} (native {self.native[behavior][place]:+.3g})"
-                for behavior in self.transferred
+                f"{behavior}, slope": f"{carried[place]:+.3g} (native {self.native[behavior][place]:+.3g})"
+                for behavior, carried in self.transferred.items()
             }
             for place, name in enumerate(self.hook_names)
         ]

@@ -40,11 +40,14 @@ def _continue(
     model: HookedModel, prompt: str, max_new_tokens: int, temperature: float, prepend_bos: bool, seed: int
 ) -> str:
     tokens = torch.tensor(tokenize(model.tokenizer, [prompt], prepend_bos=prepend_bos), device=model.cfg.device)
+    room = min(max_new_tokens, model.cfg.n_ctx - tokens.shape[1])
+    if room < 1:
+        return ""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         written = model.generate(
             tokens,
-            max_new_tokens=max_new_tokens,
+            max_new_tokens=room,
             do_sample=temperature > 0,
             temperature=temperature or 1.0,
             stop_at_eos=model.tokenizer.eos_token_id is not None,

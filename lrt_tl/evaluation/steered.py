@@ -10,16 +10,17 @@ from torch import Tensor
 
 from lrt_tl.models.attach import attached
 from lrt_tl.models.below import run_below, skipped
+from lrt_tl.models.hook_names import place_of
 from lrt_tl.models.protocol import Hook, HookedModel
 
 _UNEMBEDS = "unembed.hook_in"
-_MOST_LOGITS = 2**28
+MOST_LOGITS = 2**28
 """How many logits may stand in memory at once: 1 GiB of float32."""
 
 
 def deltas_at_once(model: HookedModel, tokens: Int[Tensor, "text position"], most_rows: int) -> int:
     """How many vectors go through one forward pass of about `most_rows` rows: at least one."""
-    fit_in_memory: int = _MOST_LOGITS // (tokens.numel() * model.cfg.d_vocab)
+    fit_in_memory: int = MOST_LOGITS // (tokens.numel() * model.cfg.d_vocab)
     return max(1, min(most_rows // len(tokens), fit_in_memory))
 
 
@@ -50,7 +51,7 @@ def steered_run(
         last: give the logits of so many positions alone, the last of each text; a shorter one repeats its first.
     """
     below = run_below(model, hook_name, tokens, mask)
-    at_end = below is not None and hook_name.endswith("resid_post")  # then the hook point is among what is skipped
+    at_end = below is not None and place_of(hook_name)[1] == 2  # then the hook point is among what is skipped
     device = model.cfg.device
 
     @torch.no_grad()

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from lrt_tl.errors import LrtError
 from lrt_tl.models.loading import load_model
 from lrt_tl.models.protocol import HookedModel
 
@@ -21,10 +22,16 @@ def reinitialized(model: HookedModel, *, seed: int = 0) -> HookedModel:
 
     The copy is called "… (random weights)", and is another model to maps and vectors. The given model, and the state of
     PyTorch's random numbers, stay as they are.
+
+    Raises:
+        LrtError: the model cannot be made anew, as one of code of its own, or quantized.
     """
-    with torch.random.fork_rng(range(torch.cuda.device_count())):
-        torch.manual_seed(seed)
-        drawn = _bridge(model) if hasattr(model, "original_model") else _hooked_transformer(model)
+    try:
+        with torch.random.fork_rng(range(torch.cuda.device_count())):
+            torch.manual_seed(seed)
+            drawn = _bridge(model) if hasattr(model, "original_model") else _hooked_transformer(model)
+    except Exception as error:
+        raise LrtError(f"{model.cfg.model_name} cannot be made anew with random weights: {error}") from error
     drawn.cfg.model_name = f"{model.cfg.model_name} (random weights)"
     drawn.tokenizer = model.tokenizer
     evaluated: HookedModel = drawn.eval()

@@ -146,8 +146,9 @@ class TransferRun:
 
 
 def folder_name(behavior: str) -> str:
-    """A behavior's name as the name of a folder: letters, digits, `-` and `_` only, and no more than 200 of them."""
-    return re.sub(r"[^A-Za-z0-9_-]+", "-", behavior).strip("-")[:200] or "behavior"
+    """A behavior's name as the name of a folder: letters, digits, `-` and `_` only, and no more than 200 of them. A
+    name that has none of these becomes a digest of it."""
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", behavior).strip("-")[:200] or f"behavior-{digest([behavior])[7:15]}"
 
 
 def _as_json(parts: Mapping[str, Any]) -> dict[str, Any]:

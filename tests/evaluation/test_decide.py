@@ -29,9 +29,8 @@ NEEDED = [criterion.name for criterion in CRITERIA if criterion.without]
 
 def at_threshold(**others: float | None) -> dict[str, float | None]:
     """Figures that just pass every rule."""
-    return {criterion.name: criterion.threshold for criterion in CRITERIA} | {
-        name.replace("_", " "): figure for name, figure in others.items()
-    }
+    just = {criterion.name: criterion.threshold + 1e-6 * (criterion.bound == "above") for criterion in CRITERIA}
+    return just | {name.replace("_", " "): figure for name, figure in others.items()}
 
 
 def verdict(figures: dict[str, float | None]) -> str:
@@ -48,7 +47,7 @@ def test_what_just_passes_every_rule_is_a_go() -> None:
 
 @pytest.mark.parametrize("criterion", CRITERIA, ids=lambda criterion: criterion.name)
 def test_one_rule_that_fails_is_enough(criterion: Any) -> None:
-    beyond = criterion.threshold + (-1e-6 if criterion.bound == "at least" else 1e-6)
+    beyond = criterion.threshold + {"above": 0.0, "at least": -1e-6, "at most": 1e-6}[criterion.bound]
     found = judge("mood", at_threshold() | {criterion.name: beyond}, native=0.015)
     assert found.verdict == ("no-go" if criterion.must else "caution")
     assert [rule.name for rule in found.rules if not rule.passed] == [criterion.name]

@@ -50,3 +50,8 @@ def test_resampled_means_scatter_as_means_do() -> None:
     assert (float(low), float(high)) == pytest.approx(
         (float(items.mean()) - half, float(items.mean()) + half), abs=0.01
     )
+
+
+def test_mcnemar_of_thousands() -> None:
+    assert mcnemar(600, 600) == 1.0
+    assert mcnemar(5000, 5400) == pytest.approx(binomtest(5000, 10400, 0.5).pvalue, rel=1e-9)

@@ -36,3 +36,11 @@ def test_temperature_zero_takes_the_likeliest_token(pair: tuple[Any, Any]) -> No
             break
     written = target.tokenizer.decode(tokens[1:], skip_special_tokens=True)
     assert row["steered"] == written.removeprefix("word5 word6")
+
+
+def test_nothing_is_written_past_what_the_model_reads(pair: tuple[Any, Any]) -> None:
+    """It reads 64 tokens, of which one is the beginning of sequence."""
+    prompts = (" ".join(["word3"] * 60), " ".join(["word3"] * 63))
+    some, none = sample_texts(pair[1], prompts, {"plain": None}, max_new_tokens=12, temperature=0.0)
+    assert len(some["plain"].split()) <= 3
+    assert none["plain"] == ""

@@ -35,6 +35,14 @@ def test_what_lies_below_changes_nothing(pair: tuple[Any, Any], hook_name: str) 
         torch.testing.assert_close(logits[MASK], whole(model, hook_name, delta)[MASK], rtol=0, atol=1e-5)
 
 
+def test_the_other_spelling_of_a_hook_point(bridges: tuple[Any, Any]) -> None:
+    found = [
+        steered_run(bridges[1], f"blocks.1.{name}", ROWS, MASK)(deltas(2)) for name in ("hook_out", "hook_resid_post")
+    ]
+    torch.testing.assert_close(*found, rtol=0, atol=1e-6)
+    assert float((found[0][0] - found[0][1])[MASK].abs().max()) > 1e-3
+
+
 @pytest.mark.parametrize("last", [1, 2])
 def test_the_last_positions_alone(pair: tuple[Any, Any], last: int) -> None:
     model, some = pair[1], deltas(2)
