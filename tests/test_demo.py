@@ -10,16 +10,20 @@ from lrt_tl import demo, storyworld
 from lrt_tl.cli import main
 from lrt_tl.errors import LrtError
 from lrt_tl.evaluation.recovery import FEWEST_DRAWS
-from tests.checkpoints import CLASSES
+from tests.checkpoints import has_hooked
 
 
-@pytest.mark.parametrize("model_class", CLASSES)
+@pytest.fixture(autouse=True)
+def _few_documents(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo, "N_DOCUMENTS", 500)
+
+
 def test_the_command_shows_what_was_carried_over(
-    model_class: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")
-    command = f"lrt-tl demo --behavior refusal --model-class {model_class} --draws {FEWEST_DRAWS} --out shown"
+    command = f"lrt-tl demo --behavior refusal --draws {FEWEST_DRAWS} --out shown"
     monkeypatch.setattr(sys, "argv", command.split())
     with pytest.raises(SystemExit) as stopped:
         main()
@@ -48,7 +52,9 @@ def test_steering_by_the_carried_vector_changes_what_the_grammar_sees(bundled: t
 
 @pytest.fixture(scope="module")
 def bundled() -> tuple[Any, Any]:
-    return storyworld.load("small"), storyworld.load("large")
+    """Of the older class, where there is one: the command has the other."""
+    older: Any = "hooked" if has_hooked else "bridge"
+    return storyworld.load("small", model_class=older), storyworld.load("large", model_class=older)
 
 
 def test_other_models_are_refused(bridges: tuple[Any, Any]) -> None:
