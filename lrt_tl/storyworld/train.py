@@ -6,13 +6,14 @@ is saved as an ordinary Hugging Face folder.
 
 import argparse
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
@@ -30,6 +31,8 @@ WEIGHTS = Path(__file__).with_name("weights")
 _SAMPLES, _SAMPLE_SEED = 8000, 999_983  # what the tokenizers are made from: the same for every model
 _CHECKPOINT_SECONDS = 120.0
 _SMOOTHING = 0.99
+Loss = Callable[[Any, Rows], Tensor]
+"""Of a model on a batch: what a step goes down."""
 
 
 def train(recipe: Recipe, out: Path = WEIGHTS, work: Path | None = None, threads: int | None = None) -> Path:
@@ -137,8 +140,29 @@ def run(
     save_checkpoint(checkpoint, recipe, model, optimizers, progress)
 
 
+def loss_of(model: Any, batch: Rows) -> Tensor:
+    """Mean cross-entropy of every next token within a document."""
+    return F.cross_entropy(*next_tokens(model, batch))
+
+
+def next_tokens(model: Any, batch: Rows) -> tuple[Float[Tensor, "position token"], Int[Tensor, "position"]]:
+    """Logits wherever a document goes on, each document seeing only itself, and the token that comes next there."""
+    device = next(model.parameters()).device
+    tokens, document = (torch.from_numpy(array).to(device, torch.long) for array in (batch.tokens, batch.document))
+    with torch.autocast(device.type, torch.bfloat16):
+        hidden = model.model(input_ids=tokens, attention_mask=document_mask(document), use_cache=False)[0]
+        predicts = (document[:, 1:] == document[:, :-1]) & (document[:, 1:] >= 0)
+        logits = model.lm_head(hidden[:, :-1][predicts])
+    return logits.float(), tokens[:, 1:][predicts]
+
+
 def take_step(
-    model: Any, optimizers: Mapping[str, torch.optim.Optimizer], recipe: Recipe, batch: Rows, step: int
+    model: Any,
+    optimizers: Mapping[str, torch.optim.Optimizer],
+    recipe: Recipe,
+    batch: Rows,
+    step: int,
+    loss: Loss = loss_of,
 ) -> Tensor:
     """One step of both optimizers; gives the loss before it."""
     factor = recipe.learning_rate_factor(step)
@@ -146,23 +170,12 @@ def take_step(
         optimizer.zero_grad(set_to_none=True)
         for group in optimizer.param_groups:
             group["lr"] = rate * factor
-    loss = loss_of(model, batch)
-    torch.autograd.backward(loss)
+    found = loss(model, batch)
+    torch.autograd.backward(found)
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     for optimizer in optimizers.values():
         optimizer.step()
-    return loss.detach()
-
-
-def loss_of(model: Any, batch: Rows) -> Tensor:
-    """Mean cross-entropy of every next token within a document, each document seeing only itself."""
-    device = next(model.parameters()).device
-    tokens, document = (torch.from_numpy(array).to(device, torch.long) for array in (batch.tokens, batch.document))
-    with torch.autocast(device.type, torch.bfloat16):
-        hidden = model.model(input_ids=tokens, attention_mask=document_mask(document), use_cache=False)[0]
-        predicts = (document[:, 1:] == document[:, :-1]) & (document[:, 1:] >= 0)
-        logits = model.lm_head(hidden[:, :-1][predicts])
-    return F.cross_entropy(logits.float(), tokens[:, 1:][predicts])
+    return found.detach()
 
 
 def document_mask(document: Tensor) -> Tensor:
