@@ -16,6 +16,7 @@ from .alignment.learning_curve import learning_curve as learning_curve
 from .alignment.transport import transport_probe as transport_probe
 from .alignment.transport import transport_steering as transport_steering
 from .alignment.transport import transport_subspace as transport_subspace
+from .compare import compare as compare
 from .errors import ArtifactError as ArtifactError
 from .errors import LrtError as LrtError
 from .errors import MismatchError as MismatchError
@@ -63,6 +64,7 @@ from .evaluation.samples import sample_texts as sample_texts
 from .evaluation.side_effects import SideEffects as SideEffects
 from .evaluation.side_effects import side_effects as side_effects
 from .evaluation.strength import Strength as Strength
+from .identifiability.comparison import Contrast as Contrast
 from .identifiability.comparison import compare_models as compare_models
 from .identifiability.distribution import Distances as Distances
 from .identifiability.distribution import Equality as Equality
@@ -77,6 +79,7 @@ from .identifiability.likelihood_distance import likelihood_distance as likeliho
 from .identifiability.predictor import Predictor as Predictor
 from .identifiability.reading import read_predictor as read_predictor
 from .identifiability.reading import read_predictors as read_predictors
+from .identifiability.relation_files import read_relations as read_relations
 from .identifiability.samples import SampleTest as SampleTest
 from .identifiability.samples import compare_samples as compare_samples
 from .identifiability.similarity import cca_logit_bound as cca_logit_bound
@@ -92,6 +95,7 @@ from .identifiability.verdict import all_or_none as all_or_none
 from .identifiability.wider import widen_predictor as widen_predictor
 from .models.loading import load_model as load_model
 from .models.reinitialized import reinitialized as reinitialized
+from .runs.comparison import ComparisonRun as ComparisonRun
 from .runs.run import TransferRun as TransferRun
 from .runs.saved import SavedRun as SavedRun
 from .runs.saved import read_run as read_run

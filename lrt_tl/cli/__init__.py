@@ -4,6 +4,7 @@ import sys
 
 import typer
 
+from lrt_tl.cli.compare import compare
 from lrt_tl.cli.maps import fit, harvest, merge, search, solve
 from lrt_tl.cli.report import report
 from lrt_tl.cli.runs import demo, evaluate, transfer
@@ -17,7 +18,21 @@ app = typer.Typer(
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (transfer, demo, fit, search, harvest, merge, solve, extract, transport, steer, evaluate, report):
+for command in (
+    transfer,
+    demo,
+    fit,
+    search,
+    harvest,
+    merge,
+    solve,
+    extract,
+    transport,
+    steer,
+    evaluate,
+    compare,
+    report,
+):
     app.command()(command)
 
 

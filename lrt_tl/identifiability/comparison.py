@@ -1,7 +1,9 @@
 """Two models, documents, relations and pairs of words → what the models share."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from typing import Any
 
 import torch
@@ -10,14 +12,37 @@ from lrt_tl.errors import LrtError
 from lrt_tl.identifiability.predictor import Predictor
 from lrt_tl.identifiability.properties.facts import Fact, facts_of, texts_of_facts, token_indices, with_texts
 from lrt_tl.identifiability.properties.parallelism import parallelism
+from lrt_tl.identifiability.properties.probing import linear_probing
 from lrt_tl.identifiability.properties.relations import linear_subspaces, relational_linearity
-from lrt_tl.identifiability.properties.scores import Property
+from lrt_tl.identifiability.properties.scores import Property, PropertyScores
+from lrt_tl.identifiability.properties.steering import steering
 from lrt_tl.identifiability.reading import N_CONTEXTS, read_predictors
-from lrt_tl.identifiability.verdict import Verdict, all_or_none
+from lrt_tl.identifiability.verdict import EPSILON, Contrasts, Verdict, all_or_none
 from lrt_tl.models.protocol import HookedModel
+from lrt_tl.steering.contrast import ContrastPair
 
 Relations = Mapping[str, Sequence[Fact]]
 Words = Mapping[str, Sequence[tuple[str, str]]]
+_OF_FACTS: Mapping[str, Callable[..., PropertyScores]] = {
+    "relational linearity": relational_linearity,
+    "linear probing": linear_probing,
+    "linear subspaces": linear_subspaces,
+}
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """Texts that differ in one feature, after each of which it shows in the next token.
+
+    Attributes:
+        pairs: texts with the feature, and without it.
+        positive: answers that tell it, single tokens with their spaces; those that a predictor lacks are left out.
+        negative: answers that tell that it is not there.
+    """
+
+    pairs: Sequence[ContrastPair]
+    positive: Sequence[str]
+    negative: Sequence[str]
 
 
 def compare_models(
@@ -25,41 +50,53 @@ def compare_models(
     model_b: HookedModel,
     documents: Any,
     *,
-    epsilon: float,
+    epsilon: float = EPSILON,
     relations: Relations | None = None,
     pairs: Words | None = None,
+    contrasts: Mapping[str, Contrast] | None = None,
     n_contexts: int = N_CONTEXTS,
     batch_size: int = 16,
     prepend_bos: bool = True,
     **options: Any,
 ) -> Verdict:
-    """What two models share, of properties that are read from facts and from pairs of words.
+    """What two models share, of properties that are read from facts, pairs of words and contrasts.
 
-    Of each relation: relational linearity, and linear subspaces. Of pairs of words: parallelism.
+    Of each relation: relational linearity, linear probing, linear subspaces, and parallelism of the pairs of subject
+    and answer that are single tokens. Of pairs of words: parallelism. Of contrasts: steering at the output, by the
+    difference of means, and how well each model's vector is carried to the other.
 
     Args:
         documents: whatever `read_documents` takes: the contexts that the distributions are compared at, beside those of
-            the facts.
+            the facts and contrasts.
         epsilon: the largest mean KL, in nats, that counts as equal.
-        relations: facts by the relation's name, such as `storyworld.relation(name).seen`; the answers of one relation
-            in one spelling.
+        relations: facts by the relation's name, such as `storyworld.relation(name).seen`, or `read_relations(file)`;
+            the answers of one relation in one spelling.
         pairs: pairs of words by name, with their spaces, such as `[(" tall", " taller")]`.
+        contrasts: by name.
         n_contexts: from the documents.
         options: of `all_or_none`.
 
     Raises:
-        LrtError: as of `read_predictors` and `all_or_none`; or a word of a pair is no token that both have.
+        LrtError: as of `read_predictors` and `all_or_none`; or a word of a pair is no token that both have, a relation
+            has fewer than two answers that are, or a contrast none on a side.
     """
+    relations, pairs, contrasts = relations or {}, pairs or {}, contrasts or {}
     predictors = read_predictors(
         model_a, model_b, documents, n_contexts=n_contexts, batch_size=batch_size, prepend_bos=prepend_bos
     )
-    texts = texts_of_relations(relations or {})
+    texts = list(dict.fromkeys([*texts_of_relations(relations), *texts_of_contrasts(contrasts)]))
     first, second = (
         with_texts(each, model, texts, prepend_bos=prepend_bos) if texts else each
         for each, model in zip(predictors, (model_a, model_b), strict=True)
     )
-    found = properties_of(predictors[0], model_a.tokenizer, relations or {}, pairs or {})
-    return all_or_none(first, second, found, epsilon=epsilon, **options)
+    places = {text: len(predictors[0].f) + number for number, text in enumerate(texts)}
+    between = contexts_of_contrasts(contrasts, places)
+    found = properties_of(predictors[0], model_a.tokenizer, relations, pairs, texts)
+    for name, contrast in contrasts.items():
+        tokens = _answer_pairs(predictors[0], model_a.tokenizer, name, contrast)
+        positive, negative = between[name]
+        found[f"{name}: steering"] = partial(steering, positive=positive, negative=negative, pairs=tokens)
+    return all_or_none(first, second, found, contrasts=between, epsilon=epsilon, **options)
 
 
 def texts_of_relations(relations: Relations) -> list[str]:
@@ -67,23 +104,74 @@ def texts_of_relations(relations: Relations) -> list[str]:
     return list(dict.fromkeys(text for facts in relations.values() for text in texts_of_facts(facts)))
 
 
-def properties_of(predictor: Predictor, tokenizer: Any, relations: Relations, pairs: Words) -> dict[str, Property]:
-    """The properties of relations and pairs, for a predictor to which `texts_of_relations` will be added.
+def texts_of_contrasts(contrasts: Mapping[str, Contrast]) -> list[str]:
+    """The same of contrasts."""
+    pairs = (pair for contrast in contrasts.values() for pair in contrast.pairs)
+    return list(dict.fromkeys(text for pair in pairs for text in (pair.positive, pair.negative)))
+
+
+def contexts_of_contrasts(contrasts: Mapping[str, Contrast], places: Mapping[str, int]) -> Contrasts:
+    """The contexts of either side.
+
+    Args:
+        places: of each text the index of its context.
+    """
+    return {
+        name: (
+            torch.tensor([places[pair.positive] for pair in contrast.pairs]),
+            torch.tensor([places[pair.negative] for pair in contrast.pairs]),
+        )
+        for name, contrast in contrasts.items()
+    }
+
+
+def properties_of(
+    predictor: Predictor, tokenizer: Any, relations: Relations, pairs: Words, texts: Sequence[str] | None = None
+) -> dict[str, Property]:
+    """The properties of relations and pairs, for a predictor to which texts will be added.
+
+    Args:
+        texts: those that will be, in order; by default `texts_of_relations(relations)`.
 
     Raises:
         LrtError: a word of a pair is no token of the predictor, or a relation has fewer than two answers that are.
     """
-    texts = texts_of_relations(relations)
-    found: dict[str, Property] = {}
+    texts = texts_of_relations(relations) if texts is None else texts
+    of_facts: dict[str, dict[str, Property]] = {}
+    of_words: dict[str, Property] = {}
     for name, facts in relations.items():
         answers = token_indices(predictor, tokenizer, [fact.answer for fact in facts])
+        subjects = token_indices(predictor, tokenizer, [f" {fact.subject}" for fact in facts])
         indices = facts_of(facts, texts, len(predictor.f), answers)
-        found[f"{name}: relational linearity"] = partial(relational_linearity, facts=indices)
-        found[f"{name}: linear subspaces"] = partial(linear_subspaces, facts=indices)
-    for name, words in pairs.items():
-        indices_of_pairs = [token_indices(predictor, tokenizer, pair) for pair in words]
-        for pair, place in zip(words, indices_of_pairs, strict=True):
-            if None in place:
-                raise LrtError(f"{name}: {pair[place.index(None)]!r} is no single token that both models have")
-        found[f"{name}: parallelism"] = partial(parallelism, pairs=torch.tensor(indices_of_pairs))
-    return found
+        of_tokens = [(subject, answer) for subject, answer in zip(subjects, answers, strict=True) if subject != answer]
+        words = [pair for pair in dict.fromkeys(of_tokens) if None not in pair]
+        for kind, measure in _OF_FACTS.items():
+            of_facts.setdefault(kind, {})[f"{name}: {kind}"] = partial(measure, facts=indices)
+        of_words[f"{name}: parallelism"] = partial(parallelism, pairs=torch.tensor(words).reshape(-1, 2).long())
+    for name, given in pairs.items():
+        of_words[f"{name}: parallelism"] = partial(
+            parallelism, pairs=_pairs_of_words(predictor, tokenizer, name, given)
+        )
+    return {name: each for kind in (*of_facts.values(), of_words) for name, each in kind.items()}
+
+
+def _pairs_of_words(predictor: Predictor, tokenizer: Any, name: str, words: Sequence[tuple[str, str]]) -> torch.Tensor:
+    indices = [token_indices(predictor, tokenizer, pair) for pair in words]
+    for pair, place in zip(words, indices, strict=True):
+        if None in place:
+            raise LrtError(f"{name}: {pair[place.index(None)]!r} is no single token that both models have")
+    return torch.tensor(indices)
+
+
+def _answer_pairs(predictor: Predictor, tokenizer: Any, name: str, contrast: Contrast) -> torch.Tensor:
+    """Every negative answer with every positive one."""
+    sides = [
+        [token for token in token_indices(predictor, tokenizer, words) if token is not None]
+        for words in (contrast.negative, contrast.positive)
+    ]
+    if not all(sides):
+        raise LrtError(
+            f"{name}: {len(sides[1])} of {len(contrast.positive)} positive answers and {len(sides[0])} of "
+            f"{len(contrast.negative)} negative ones are single tokens that both models have: one of each is needed"
+        )
+    return torch.tensor(list(product(*sides)))

@@ -26,18 +26,24 @@ def digest(texts: Iterable[str]) -> str:
     return f"sha256:{found.hexdigest()}"
 
 
-def call_of(arguments: Mapping[str, Any]) -> str:
+def call_of(
+    arguments: Mapping[str, Any], called: str = "lrt_tl.transfer(\n    source, target, documents, tasks"
+) -> str:
     """The command, or the call in Python, that does the run again."""
     if "command" in arguments:
         return str(arguments["command"])
-    called = "".join(f"    {name}={value!r},\n" for name, value in arguments.items())
-    return f"lrt_tl.transfer(\n    source, target, documents, tasks,\n{called})"
+    named = "".join(f"    {name}={value!r},\n" for name, value in arguments.items())
+    return f"lrt_tl.{called},\n{named})"
 
 
-def model_rows(sites: Sequence[Site]) -> list[dict[str, str]]:
-    """One row for each model among the sites: its name and what it was recognized by."""
-    models = {site.model.name: site.model for site in sites if site.model is not None}
-    return [_model_row(model) for model in models.values()]
+def model_rows(models: Sequence[ModelIdentity]) -> list[dict[str, str]]:
+    """One row for each model: its name and what it was recognized by."""
+    return [_model_row(model) for model in models]
+
+
+def models_of(sites: Sequence[Site]) -> list[ModelIdentity]:
+    """The models that are known, of sites, each once."""
+    return list({site.model.name: site.model for site in sites if site.model is not None}.values())
 
 
 def _model_row(model: ModelIdentity) -> dict[str, str]:

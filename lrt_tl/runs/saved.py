@@ -68,7 +68,7 @@ def read_run(folder: str | Path) -> SavedRun:
     """Read the folder that `TransferRun.save` wrote. The map and the vectors are looked for, not loaded.
 
     Raises:
-        ArtifactError: there is no such folder; a part of it is missing; or its summary is of another version, not JSON,
+        ArtifactError: there is no such folder; it holds a comparison of two models; a part of it is missing; or its summary is of another version, not JSON,
             or not as its schema says.
     """
     folder = Path(folder)
@@ -81,6 +81,8 @@ def read_run(folder: str | Path) -> SavedRun:
         read = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refused, parse_float=_finite)
     if not isinstance(read, dict):
         raise ArtifactError(f"{path} holds no mapping: it is not the summary of a run")
+    if read.get("kind") == "comparison":
+        raise ArtifactError(f"{folder} compares two models, and carries no vector: its report.html shows what it found")
     summary = check_summary(read, str(path))
     vectors = [f"vectors/{folder_name(behavior['name'])}" for behavior in summary["behaviors"]]
     places = ["map", *(f"{place}/{kind}" for place in vectors for kind in ("transferred", "native"))]

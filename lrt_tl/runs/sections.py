@@ -10,7 +10,7 @@ from lrt_tl.models.identity import describe_sites
 from lrt_tl.report.page import Block, Code, Figure, Note, Page, Section, Table, Texts
 from lrt_tl.report.style import NULLS
 from lrt_tl.report.text import shown_name
-from lrt_tl.runs.provenance import call_of, model_rows, versions
+from lrt_tl.runs.provenance import call_of, model_rows, models_of, versions
 from lrt_tl.runs.run import TransferRun
 from lrt_tl.tables import flattened
 
@@ -171,7 +171,7 @@ def _reproduction(run: TransferRun) -> Section:
         blocks.append(Note("What the command does not say, the seed included, is at this version's default."))
     blocks += [
         Table(versions(), "Versions"),
-        Table(model_rows([*run.affine_map.sources, run.affine_map.target]), "Models"),
+        Table(model_rows(models_of([*run.affine_map.sources, run.affine_map.target])), "Models"),
         Table(run.digests(), "Data"),
         Table(flattened(run.affine_map.report.harvest.get("settings", {})), "How the text was read"),
     ]

@@ -122,16 +122,18 @@ def test_a_run_with_a_figure_that_is_none_is_not_saved(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_every_key_of_the_summary_is_described() -> None:
-    def undescribed(part: Any, place: str) -> list[str]:
-        if not isinstance(part, dict):
-            return []
-        named = {**part.get("properties", {}), **part.get("patternProperties", {}), **part.get("$defs", {})}
-        missing = [f"{place}.{name}" for name, each in named.items() if not each.get("description")]
-        return missing + [found for name, each in named.items() for found in undescribed(each, f"{place}.{name}")]
+def undescribed(part: Any, place: str = "$") -> list[str]:
+    """The keys of a schema that it does not describe."""
+    if not isinstance(part, dict):
+        return []
+    named = {**part.get("properties", {}), **part.get("patternProperties", {}), **part.get("$defs", {})}
+    missing = [f"{place}.{name}" for name, each in named.items() if not each.get("description")]
+    return missing + [found for name, each in named.items() for found in undescribed(each, f"{place}.{name}")]
 
+
+def test_every_key_of_the_summary_is_described() -> None:
     whole = schema()
-    assert undescribed(whole, "$") == []
+    assert undescribed(whole) == []
     summary = check_summary(a_run().summary())
     assert summary.keys() <= whole["properties"].keys()
     assert set(whole["required"]) | set(whole["then"]["required"]) == summary.keys()

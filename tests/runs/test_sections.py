@@ -14,7 +14,7 @@ from lrt_tl.evaluation.off_target import OffTarget, OffTargetSlope
 from lrt_tl.evaluation.pareto import CostRatio, Dose, Pareto
 from lrt_tl.evaluation.recovery import Recovery
 from lrt_tl.report.page import Code, Figure, Note, Page, Section, Table, Texts
-from lrt_tl.runs.provenance import call_of, digest, model_rows
+from lrt_tl.runs.provenance import call_of, digest, model_rows, models_of
 from lrt_tl.runs.run import TransferRun
 from lrt_tl.runs.sections import page_of, recovery_rows
 from lrt_tl.runs.summary import check_summary
@@ -118,7 +118,7 @@ def test_a_call_in_python_is_spelled_out() -> None:
 
 
 def test_models_are_told_by_their_fingerprints() -> None:
-    rows = model_rows([a_site("a", 0, 4), a_site("a", 1, 4), a_site("b", 0, 4)])
+    rows = model_rows(models_of([a_site("a", 0, 4), a_site("a", 1, 4), a_site("b", 0, 4)]))
     assert [row["model"] for row in rows] == ["a", "b"]
     assert rows[0]["SHA-256 of the weights' fingerprint"] == rows[1]["SHA-256 of the weights' fingerprint"]
 
