@@ -1,21 +1,20 @@
-"""Which models are one distribution with `large`, and which linear properties do they therefore share? Its other seed,
-smaller models, and copies moved away in controlled steps: quantized, pruned, fine-tuned on shifted documents.
+"""Which models are one distribution with `large`, and which linear properties do they therefore share? Its twin, its
+other seed, smaller models, and copies moved away in controlled steps: how far may one compress before these part?
 
-`python benchmarks/one_distribution.py` prints a table for people, and last one line of JSON; `--out FOLDER` adds both
-as files, and a figure of similarity against divergence. It takes about ten minutes on one core.
+`python benchmarks/one_distribution.py` prints a table for people, the answer, and last one line of JSON; `--out FOLDER`
+adds that as a file, and a figure of similarity against divergence. It takes about five minutes on one core.
 """
 
 import argparse
 import json
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from copies import LADDERS, copies, ladder_of, load_copy
+from storyworld_transfer import load
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from lrt_tl import storyworld
 from lrt_tl.identifiability.comparison import properties_of, texts_of_relations
@@ -27,12 +26,15 @@ from lrt_tl.identifiability.reading import read_predictor
 from lrt_tl.identifiability.similarity import mean_cca
 from lrt_tl.identifiability.subspaces import Subspaces
 from lrt_tl.identifiability.verdict import Verdict, all_or_none
-from lrt_tl.models.loading import BUNDLED, load_model
+from lrt_tl.report.style import OTHERS, SYMBOLS, layout
 from lrt_tl.storyworld.relations import relation_names
 from lrt_tl.storyworld.tasks import contrast_pairs
 from lrt_tl.tables import print_columns
 
-EPSILON = 0.01
+EPSILON, LEAST_R2, MOST_DUALITY, AGREEMENT = 0.01, 0.9, 0.1, 0.05
+"""What the premise, and a property, have to keep to: see `all_or_none`."""
+MOST_MISMATCH = 0.1
+"""Of what a vector does at the output, the share that may be lost or added where it is carried."""
 N_CONTEXTS, N_DOCUMENTS, N_PAIRS, SEED = 2500, 80, 30, 77
 TASKS = ("mood", "register", "language", "refusal")
 RELATIONS = {
@@ -45,84 +47,9 @@ WORDS = {
     for name in ("comparative", "superlative")
 }
 COMMAND = "python benchmarks/one_distribution.py --out benchmarks/results"
-Change = Callable[[Any], None]
-
-
-def quantized(bits: int) -> Change:
-    """Every matrix is rounded to 2^bits − 1 levels, symmetric about 0, a scale a row."""
-
-    def change(model: Any) -> None:
-        for weight in (p for p in model.parameters() if p.ndim == 2):
-            step = weight.abs().amax(1, keepdim=True).clamp(min=1e-12) / (2 ** (bits - 1) - 1)
-            weight.copy_((weight / step).round() * step)
-
-    return change
-
-
-def pruned(share: float) -> Change:
-    """Of every matrix of the blocks that share of the weights, the smallest, becomes 0."""
-
-    def change(model: Any) -> None:
-        for weight in (p for name, p in model.named_parameters() if p.ndim == 2 and ".layers." in name):
-            weight.masked_fill_(weight.abs() <= weight.abs().flatten().kthvalue(int(share * weight.numel())).values, 0)
-
-    return change
-
-
-def fine_tuned(steps: int) -> Change:
-    """AdamW at 1e-4 on sad Spanish stories, 16 a step."""
-
-    def change(model: Any) -> None:
-        tokenizer = AutoTokenizer.from_pretrained(BUNDLED / "storyworld-large")
-        given = {"kind": "story", "mood": "sad", "language": "Spanish"}
-        texts = [tokenizer.bos_token + each.text for each in storyworld.samples(16 * steps, seed=SEED + 1, **given)]
-        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
-        with torch.enable_grad():
-            for start in range(0, len(texts), 16):
-                batch = tokenizer(
-                    texts[start : start + 16], return_tensors="pt", padding=True, add_special_tokens=False
-                )
-                tokens, mask = batch["input_ids"], batch["attention_mask"]
-                loss = model(input_ids=tokens, attention_mask=mask, labels=tokens.masked_fill(mask == 0, -100)).loss
-                optimizer.zero_grad()
-                torch.autograd.backward(loss)
-                optimizer.step()
-
-    return change
-
-
-CHANGES: dict[str, Change] = {
-    **{f"large, {bits} bits": quantized(bits) for bits in (8, 6, 4, 3)},
-    **{f"large, {share:.0%} pruned": pruned(share) for share in (0.1, 0.3, 0.5, 0.7)},
-    **{f"large, {steps} steps on other documents": fine_tuned(steps) for steps in (5, 20, 80)},
-}
-BUNDLED_OTHERS = ("large-b", "medium", "small", "medium-early", "medium-foreign")
-
-
-def others() -> Iterator[tuple[str, Any]]:
-    """The models that `large` is compared with, by name; `untrained` is medium with random weights."""
-    for name in BUNDLED_OTHERS:
-        yield name, storyworld.load(name)
-
-    def random(model: Any) -> None:
-        torch.manual_seed(0)
-        fresh = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(BUNDLED / "storyworld-medium"))
-        model.load_state_dict(fresh.state_dict())
-
-    yield "untrained", changed("medium", random)
-    for name, change in CHANGES.items():
-        yield name, changed("large", change)
-
-
-def changed(name: str, change: Change) -> Any:
-    """A bundled model after its weights were changed."""
-    with TemporaryDirectory() as root, torch.no_grad():
-        folder = Path(root) / f"storyworld-{name}"
-        shutil.copytree(BUNDLED / f"storyworld-{name}", folder)
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-        change(model)
-        model.save_pretrained(folder)
-        return load_model(folder)
+ITSELF, APART = "itself", ("large-b", "medium", "small", "medium-early", "medium-foreign", "untrained")
+LABELLED = APART[:3]
+KINDS = ("relational linearity", "parallelism")
 
 
 def read(model: Any, documents: list[str], texts: list[str]) -> tuple[Predictor, Predictor]:
@@ -156,73 +83,187 @@ def contrasts(texts: list[str], first: int) -> dict[str, tuple[Tensor, Tensor]]:
     return found
 
 
-def figures(name: str, verdict: Verdict, p: Predictor, q: Predictor, sides: dict[str, Any]) -> dict[str, Any]:
-    """What is kept of one pair; `source` and `target` as in `storyworld_transfer.py`, to join by."""
+def figures(
+    name: str, verdict: Verdict, p: Predictor, q: Predictor, sides: Mapping[str, tuple[Tensor, Tensor]]
+) -> dict[str, Any]:
+    """What is kept of one model beside `large`. Vectors are carried from `large` to it."""
     vectors = {task: p.f[one].mean(0) - p.f[other].mean(0) for task, (one, other) in sides.items()}
-    saved = verdict.to_json()
+    features = verdict.distance_features() | {
+        "mean_cca_contexts": mean_cca(p.f, q.f),
+        "mean_cca_tokens": mean_cca(p.g, q.g),
+    }
+    mismatch = {task: steering_mismatch(p, q, vector, verdict.equivalences[1]) for task, vector in vectors.items()}
     return {
-        **dict(zip(("source", "target"), ("large", name) if name == "large-b" else (name, "large"), strict=True)),
-        "features": verdict.distance_features()
-        | {"mean_cca_contexts": mean_cca(p.f, q.f), "mean_cca_tokens": mean_cca(p.g, q.g)},
-        "steering_mismatch": {
-            task: steering_mismatch(p, q, vector, verdict.equivalences[1]) for task, vector in vectors.items()
+        "model": name,
+        "ladder": ladder_of(name),
+        "premise": verdict.premise,
+        "against": list(verdict.against),
+        "at_most": verdict.equality.upper,
+        "features": rounded(features),
+        "steering_mismatch": rounded(mismatch),
+        "properties": {
+            of: {
+                "verdict": each.answer,
+                **{
+                    form: [rounded(getattr(scores, form).to_json()) for scores in each.scores]
+                    for form in ("effective", "raw")
+                },
+            }
+            for of, each in verdict.properties.items()
         },
-        **{key: saved[key] for key in ("premise", "against", "equality", "properties")},
     }
 
 
-def row(name: str, found: dict[str, Any]) -> dict[str, str]:
+def rounded(values: Mapping[str, float | None]) -> dict[str, float | None]:
+    """To four digits."""
+    return {name: None if value is None else float(f"{value:.4g}") for name, value in values.items()}
+
+
+def scores(found: Mapping[str, Any], kind: str) -> list[tuple[float, float]]:
+    """The effective scores of all properties of a kind, in `large` and in the other."""
+    named = [each["effective"] for name, each in found["properties"].items() if name.endswith(kind)]
+    return [(one["estimate"], other["estimate"]) for one, other in named]
+
+
+def apart(found: Mapping[str, Any], kind: str) -> float:
+    """The largest difference of effective scores among the properties of a kind."""
+    return max(abs(one - other) for one, other in scores(found, kind))
+
+
+def mismatch(found: Mapping[str, Any]) -> float:
+    """The largest of all vectors."""
+    return max(found["steering_mismatch"].values())
+
+
+def row(found: Mapping[str, Any]) -> dict[str, str]:
     """The same for people."""
-    features, properties = found["features"], found["properties"]
+    features = found["features"]
 
     def mean(kind: str) -> str:
-        both = [
-            [each[side]["effective"]["estimate"] for key, each in properties.items() if key.endswith(kind)]
-            for side in ("first", "second")
-        ]
-        return " and ".join(f"{sum(scores) / len(scores):.2f}" for scores in both)
+        both = scores(found, kind)
+        means = ", ".join(f"{sum(side) / len(both):.2f}" for side in zip(*both, strict=True))
+        return f"{means}; {apart(found, kind):.2f}"
 
-    mismatches = found["steering_mismatch"].values()
     return {
-        "large and": name,
+        "large and": found["model"],
         "KL": f"{features['kl']:.2g}",
-        "JS": f"{features['js']:.2g}",
+        "at most": f"{found['at_most']:.2g}",
         "R², contexts": f"{features['context_r2']:.3f}",
-        "worst direction": f"{features['context_worst_r2']:.3f}",
-        "worst of tokens": f"{features['token_worst_r2']:.3f}",
+        "worst": f"{features['context_worst_r2']:.2f}",
+        "worst, tokens": f"{features['token_worst_r2']:.2f}",
         "duality": f"{features['duality_residual']:.2g}",
-        "relational R²": mean("relational linearity"),
-        "parallelism": mean("parallelism"),
-        "steering mismatch": f"{sum(mismatches) / len(mismatches):.2f}",
+        "relational R²: means; apart": mean("relational linearity"),
+        "parallelism: means; apart": mean("parallelism"),
+        "steering mismatch": f"{mismatch(found):.2f}",
         "one distribution": "yes" if found["premise"] else "not shown",
+        "verdicts": ", ".join(sorted({each["verdict"] for each in found["properties"].values()})),
     }
 
 
-def figure(found: dict[str, dict[str, Any]]) -> Any:
-    """Similarity of representations against the divergence of distributions."""
-    from plotly.graph_objects import Figure, Scatter
-
-    drawn = Figure()
-    for key, label in (
-        ("context_r2", "R² of contexts"),
-        ("context_worst_r2", "its worst direction"),
-        ("token_worst_r2", "worst direction of tokens"),
-    ):
-        drawn.add_trace(
-            Scatter(
-                x=[each["features"]["kl"] for each in found.values()],
-                y=[max(0.0, each["features"][key]) for each in found.values()],
-                text=list(found),
-                mode="markers",
-                name=label,
+def answer(found: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """How far copies may be moved: for each thing that should stay, the last copy, by KL, before the first that loses
+    it, and that one; along each ladder the last of the steps before the first that loses it."""
+    of_copies = sorted((each for each in found if each["ladder"]), key=lambda each: each["features"]["kl"])
+    kept = {
+        "the premise": lambda each: each["premise"],
+        **{kind: lambda each, kind=kind: apart(each, kind) <= AGREEMENT for kind in KINDS},
+        "steering": lambda each: mismatch(each) <= MOST_MISMATCH,
+    }
+    reached: dict[str, Any] = {}
+    for what, keeps in kept.items():
+        last, first = turn(of_copies, keeps)
+        along = {}
+        for ladder, changes in LADDERS.items():
+            steps = sorted(
+                (e for e in of_copies if e["ladder"] == ladder), key=lambda e: list(changes).index(e["model"])
             )
-        )
+            along[ladder] = [each and each["model"] for each in turn(steps, keeps)]
+        reached[what] = {
+            "keeps_up_to": last and {"model": last["model"], "kl": last["features"]["kl"]},
+            "first_lost_at": first and {"model": first["model"], "kl": first["features"]["kl"]},
+            "ladders": along,
+        }
+    return {"reached": reached, "sentence": sentence(reached)}
+
+
+def turn(ordered: list[Mapping[str, Any]], keeps: Any) -> tuple[Mapping[str, Any] | None, Mapping[str, Any] | None]:
+    """The last before the first that does not keep it, and that first one; None where there is none."""
+    lost = next((place for place, each in enumerate(ordered) if not keeps(each)), len(ordered))
+    return (ordered[lost - 1] if lost else None), (ordered[lost] if lost < len(ordered) else None)
+
+
+def sentence(reached: Mapping[str, Any]) -> str:
+    """The answer in words."""
+    said = {
+        "the premise": f"One distribution (KL under {EPSILON:g}, worst R² over {LEAST_R2:g}, duality under "
+        f"{MOST_DUALITY:g})",
+        "steering": f"Steering at the output (all but {MOST_MISMATCH:g} of the effect)",
+        "relational linearity": f"Relational linearity (effective scores within {AGREEMENT:g})",
+        "parallelism": f"Parallelism (effective scores within {AGREEMENT:g})",
+    }
+    parts = []
+    for what, words in said.items():
+        along, first = reached[what]["ladders"], reached[what]["first_lost_at"]
+        steps = ", ".join(f"{last or 'none'} (not {lost})" if lost else str(last) for last, lost in along.values())
+        until = f"lost first at KL {first['kl']:.2g}, by {first['model']}" if first else "lost by none"
+        parts.append(f"{words} is kept down to {steps}; {until}.")
+    return " ".join(parts)
+
+
+def figure(found: Iterable[Mapping[str, Any]]) -> Any:
+    """Four similarities against the divergence, a series a ladder; that of a twin is none."""
+    from plotly.graph_objects import Scatter
+    from plotly.subplots import make_subplots
+
+    panels = {
+        "R² of contexts": lambda each: each["features"]["context_r2"],
+        "R² of the worst direction": lambda each: each["features"]["context_worst_r2"],
+        "steering carried: 1 − mismatch": lambda each: 1 - mismatch(each),
+        "parallelism: 1 − difference": lambda each: 1 - apart(each, "parallelism"),
+    }
+    drawn = make_subplots(2, 2, subplot_titles=list(panels), shared_xaxes=True, vertical_spacing=0.1)
+    series = {**{ladder: list(changes) for ladder, changes in LADDERS.items()}, "trained apart": list(APART)}
+    by_name = {each["model"]: each for each in found}
+    for place, similarity in enumerate(panels.values()):
+        where = {"row": place // 2 + 1, "col": place % 2 + 1}
+        for number, (name, members) in enumerate(series.items()):
+            shown = [by_name[member] for member in members if member in by_name]
+            drawn.add_trace(
+                Scatter(
+                    x=[each["features"]["kl"] for each in shown],
+                    y=[max(0.0, similarity(each)) for each in shown],
+                    text=[each["model"] if each["model"] in LABELLED and place == 0 else "" for each in shown],
+                    textposition="middle left",
+                    customdata=[each["model"] for each in shown],
+                    hovertemplate="%{customdata}: KL %{x:.2g}, %{y:.3f}<extra></extra>",
+                    mode="lines+markers" if name in LADDERS else "markers+text",
+                    marker={"symbol": SYMBOLS[number], "size": 9, "color": OTHERS[number]},
+                    name=name,
+                    legendgroup=name,
+                    showlegend=place == 0,
+                ),
+                **where,
+            )
+        drawn.add_vline(x=EPSILON, line={"dash": "dot", "color": "#7f7f7f"}, **where)
+    drawn.update_yaxes(range=[-0.04, 1.04])
+    drawn.update_xaxes(type="log", dtick=1, exponentformat="power")
+    drawn.update_xaxes(title="KL(large ‖ other), nats; dotted: ε", row=2)
     drawn.update_layout(
-        xaxis={"type": "log", "title": "KL from large, nats"},
-        yaxis={"title": "held-out R² (under 0 drawn at 0)", "range": [-0.03, 1.03]},
-        template="plotly_white",
+        **layout(
+            title="Similarity to large against divergence from it (what is under 0 is drawn at 0)",
+            width=1000,
+            height=700,
+            margin={"l": 60, "r": 20, "t": 90, "b": 110},
+        )
     )
     return drawn
+
+
+def write(path: Path, line: Mapping[str, Any]) -> None:
+    """As JSON, with a line for each model."""
+    head = json.dumps({name: value for name, value in line.items() if name != "results"}, ensure_ascii=False)
+    results = ",\n".join(json.dumps(each, allow_nan=False, ensure_ascii=False) for each in line["results"])
+    path.write_text(f'{head[:-1]}, "results": [\n{results}\n]}}\n', encoding="utf-8")
 
 
 def main() -> None:
@@ -243,19 +284,23 @@ def main() -> None:
         if not name.endswith("linear subspaces")
     }
     sides = contrasts(texts, len(plain.f))
-    found: dict[str, dict[str, Any]] = {}
-    for name, other in others():
+    allowed = {"epsilon": EPSILON, "least_r2": LEAST_R2, "most_duality": MOST_DUALITY, "agreement": AGREEMENT}
+    found = []
+    for name in (ITSELF, *copies(), *APART):
+        other = large if name == ITSELF else load_copy(name) if name in copies() else load(name, "bridge")
         _, theirs = read(other, documents, texts)
-        found[name] = figures(name, all_or_none(whole, theirs, properties, epsilon=EPSILON), whole, theirs, sides)
-        print(row(name, found[name]), flush=True)
-    print_columns("One distribution?", [row(name, each) for name, each in found.items()])
-    line = {"benchmark": "one_distribution", "command": COMMAND, "epsilon": EPSILON, "contexts": len(whole.f)}
-    saved = json.dumps({**line, "pairs": list(found), "results": list(found.values())}, allow_nan=False)
+        found.append(figures(name, all_or_none(whole, theirs, properties, **allowed), whole, theirs, sides))
+        print(row(found[-1]), flush=True)
+    print_columns("One distribution?", map(row, found))
+    answered = answer(found)
+    print(answered["sentence"])
+    line = {"benchmark": "one_distribution", "command": COMMAND, **allowed, "most_mismatch": MOST_MISMATCH}
+    line |= {"contexts": len(whole.f), "answer": answered, "results": found}
     if given.out is not None:
         given.out.mkdir(parents=True, exist_ok=True)
-        (given.out / "one_distribution.json").write_text(saved + "\n")
+        write(given.out / "one_distribution.json", line)
         figure(found).write_html(given.out / "one_distribution.html", include_plotlyjs="cdn")
-    print(saved)
+    print(json.dumps(line, allow_nan=False))
 
 
 if __name__ == "__main__":
