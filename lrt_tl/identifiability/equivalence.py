@@ -9,13 +9,13 @@ package). Both are fitted by least squares without a constant, and judged on con
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float64, Int
+from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
 from lrt_tl.errors import LrtError
 from lrt_tl.identifiability.distribution import require_comparable
 from lrt_tl.identifiability.predictor import Predictor
-from lrt_tl.identifiability.subspaces import Subspaces, canonical_form, subspaces, triangle
+from lrt_tl.identifiability.subspaces import Subspaces, subspaces, triangle
 from lrt_tl.tables import html_table
 
 _SMALLEST = 1e-5
@@ -99,9 +99,9 @@ def equivalence(p: Predictor, q: Predictor, *, held_out: float = 0.3, seed: int 
     """
     require_comparable(p, q)
     found = subspaces(p), subspaces(q)
-    (phi, psi), (phi_other, psi_other) = (canonical_form(each, of) for each, of in zip((p, q), found, strict=True))
-    of_contexts = linear_fit(phi, phi_other, held_out_rows(p.documents, held_out, seed))
-    of_tokens = linear_fit(psi, psi_other, held_out_rows(torch.arange(len(psi)), held_out, seed))
+    contexts, tokens = (held_out_rows(of, held_out, seed) for of in (p.documents, torch.arange(len(p.g))))
+    of_contexts = linear_fit(p.f, q.f, contexts, onto=(found[0].M, found[1].M))
+    of_tokens = linear_fit(p.g, q.g, tokens, onto=(found[0].N, found[1].N), centered=True)
     ours, theirs = (torch.diag(each.cosines) for each in found)
     residual = of_contexts.weight.T @ ours @ of_tokens.weight - theirs
     return Equivalence(of_contexts, of_tokens, float(residual.norm() / theirs.norm()), found)
@@ -124,29 +124,38 @@ def held_out_rows(groups: Int[Tensor, "row"], share: float, seed: int = 0) -> Bo
 
 
 def linear_fit(
-    ours: Float64[Tensor, "row k"], theirs: Float64[Tensor, "row k_other"], held_out: Bool[Tensor, "row"]
+    ours: Float[Tensor, "row d"],
+    theirs: Float[Tensor, "row d_other"],
+    held_out: Bool[Tensor, "row"],
+    *,
+    onto: tuple[Float64[Tensor, "d k"], Float64[Tensor, "d_other k_other"]] | None = None,
+    centered: bool = False,
 ) -> LinearFit:
     """Least squares of `ours` on `theirs`, without a constant.
 
     Both sets of rows are first reduced to triangles with the same Gram matrices, which is all that matters.
 
+    Args:
+        onto: bases in whose coordinates both are taken; as they are by default.
+        centered: about the mean of all rows.
+
     Raises:
         LrtError: fewer fitted rows than twice the dimensions, or none held out.
     """
-    widest, n_fitted = max(ours.shape[1], theirs.shape[1]), int((~held_out).sum())
+    onto = onto or (torch.eye(ours.shape[1]).double(), torch.eye(theirs.shape[1]).double())
+    widest, n_fitted = max(basis.shape[1] for basis in onto), int((~held_out).sum())
     if n_fitted < 2 * widest or n_fitted == len(held_out):
         raise LrtError(
             f"{n_fitted} rows to fit {widest} dimensions on, and {len(held_out) - n_fitted} held out: give more, so "
             "that there are two rows or more to fit a dimension"
         )
-    width = [ours.shape[1], theirs.shape[1]]
-    (x, y), (x_held, y_held) = (
-        torch.split(triangle(ours, theirs, rows=rows), width, dim=1) for rows in (~held_out, held_out)
-    )
+    factors = [triangle(ours, theirs, centered=centered, rows=rows) for rows in (~held_out, held_out)]
+    d = ours.shape[1]
+    (x, y), (x_held, y_held) = ((each[:, :d] @ onto[0], each[:, d:] @ onto[1]) for each in factors)
     weight = torch.linalg.lstsq(y, x, driver="gelsd").solution.T
     a, b = canonical_directions(x, y)
     slope = ((x @ a) * (y @ b)).sum(0) / (y @ b).square().sum(0)
-    along = torch.zeros(ours.shape[1], dtype=torch.float64)
+    along = torch.zeros(x.shape[1], dtype=torch.float64)
     along[: len(slope)] = _r2(x_held @ a, y_held @ b * slope, dim=0)
     return LinearFit(weight, float(_r2(x_held, y_held @ weight.T)), along)
 

@@ -154,25 +154,29 @@ def canonical_form(
     predictor: Predictor, found: Subspaces
 ) -> tuple[Float64[Tensor, "context k"], Float64[Tensor, "token k"]]:
     """φ = Q_Mᵀ f of every context, and ψ = Q_Nᵀ (g − ḡ) of every token."""
-    return predictor.f.double() @ found.M, centered_tokens(predictor) @ found.N
+    return predictor.f.double() @ found.M, centered_tokens(predictor, found.N)
 
 
-def centered_tokens(predictor: Predictor) -> Float64[Tensor, "token d_model"]:
-    """g − ḡ: differences to the mean, which span what differences to any one token do."""
-    return predictor.g.double() - predictor.g.mean(0, dtype=torch.float64)
+def centered_tokens(predictor: Predictor, onto: Float64[Tensor, "d_model k"]) -> Float64[Tensor, "token k"]:
+    """(g − ḡ) · onto: differences to the mean span what differences to any one token do. Some tokens at a time, so that
+    no float64 copy of all of g stands in memory."""
+    mean = predictor.g.mean(0, dtype=torch.float64)
+    return torch.cat([(some.double() - mean) @ onto for some in predictor.g.split(_ROWS_AT_ONCE)])
 
 
 def triangle(
     *parts: Float[Tensor, "row _"], centered: bool = False, rows: Bool[Tensor, "row"] | None = None
 ) -> Float64[Tensor, "d d"]:
-    """R of the QR decomposition of matrices side by side, of some of their rows, or of all about their mean: RᵀR is
-    their Gram matrix, without its squared condition. Some rows at a time, so that no copy of all stands in memory."""
-    shift = torch.cat([part.mean(0, dtype=torch.float64) for part in parts])
-    r = torch.zeros(len(shift), len(shift), dtype=torch.float64)
+    """R of the QR decomposition of matrices side by side, of all of their rows or of some, about the mean of all or as
+    they are: RᵀR is their Gram matrix, without its squared condition. Some rows at a time, so that no copy of all
+    stands in memory."""
+    shift = torch.cat([part.mean(0, dtype=torch.float64) for part in parts]) if centered else None
+    width = sum(part.shape[1] for part in parts)
+    r = torch.zeros(width, width, dtype=torch.float64)
     for start in range(0, len(parts[0]), _ROWS_AT_ONCE):
         some = slice(start, start + _ROWS_AT_ONCE)
         block = torch.cat([part[some].double() for part in parts], dim=1)
-        block = block - shift if centered else block
+        block = block if shift is None else block.sub_(shift)
         r = torch.linalg.qr(torch.cat([r, block if rows is None else block[rows[some]]]), mode="r").R
     return r
 

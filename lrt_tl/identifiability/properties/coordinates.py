@@ -13,18 +13,16 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from lrt_tl.identifiability.predictor import Predictor
-from lrt_tl.identifiability.subspaces import Subspaces, canonical_form
+from lrt_tl.identifiability.subspaces import Subspaces, triangle
 
 
 def context_coordinates(predictor: Predictor, found: Subspaces) -> Float64[Tensor, "d_model _"]:
     """The matrix that takes f to them, from the right."""
-    _, psi = canonical_form(predictor, found)
-    factor: Tensor = torch.linalg.qr(psi, mode="r").R
+    factor: Tensor = torch.linalg.qr(triangle(predictor.g, centered=True) @ found.N, mode="r").R
     return found.M * found.cosines @ factor.T
 
 
 def token_coordinates(predictor: Predictor, found: Subspaces) -> Float64[Tensor, "d_model _"]:
     """The matrix that takes g, or a difference of two, to them, from the right."""
-    phi, _ = canonical_form(predictor, found)
-    factor: Tensor = torch.linalg.qr(phi, mode="r").R
+    factor: Tensor = torch.linalg.qr(triangle(predictor.f) @ found.M, mode="r").R
     return found.N * found.cosines @ factor.T

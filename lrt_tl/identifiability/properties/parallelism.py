@@ -16,11 +16,11 @@ from lrt_tl.errors import LrtError
 from lrt_tl.identifiability.predictor import Predictor
 from lrt_tl.identifiability.properties.coordinates import token_coordinates
 from lrt_tl.identifiability.properties.scores import PropertyScores, Score, ratio_score
-from lrt_tl.identifiability.subspaces import Subspaces, centered_tokens
+from lrt_tl.identifiability.subspaces import Subspaces, triangle
 
 _N_RANDOM = 200
-_SMALLEST = 1e-10
-"""Of the largest eigenvalue: directions of less variance are not whitened."""
+_SMALLEST = 1e-5
+"""Of the largest singular value of g: directions of less spread are not whitened."""
 _ROUNDING = 1e-9
 """A difference of this share of the tokens' spread is none, and parallel to nothing."""
 
@@ -42,11 +42,11 @@ def parallelism(
     _check_pairs(pairs, len(predictor.g))
     generator = torch.Generator().manual_seed(seed)
     random = torch.randint(len(predictor.g), (_N_RANDOM, *pairs.shape), generator=generator)
-    g = predictor.g.double()
-    spread = float(centered_tokens(predictor).norm(dim=1).mean())
-    differences, null = ((g[some[..., 1]] - g[some[..., 0]]) / spread for some in (pairs, random))
+    g, factor = predictor.g, triangle(predictor.g, centered=True)
+    spread = float(factor.norm()) / len(g) ** 0.5
+    differences, null = ((g[some[..., 1]].double() - g[some[..., 0]].double()) / spread for some in (pairs, random))
     forms: dict[str, Score] = {}
-    for name, coordinates in _forms(predictor, found):
+    for name, coordinates in _forms(predictor, found, factor):
         scale = float(coordinates.norm(2))
         ours, theirs = (leave_one_out_cosines(each @ (coordinates / scale)) for each in (differences, null))
         forms[name] = ratio_score(ours, torch.ones_like(ours), torch.arange(len(ours)), theirs.mean(-1), seed=seed)
@@ -63,20 +63,17 @@ def leave_one_out_cosines(differences: Float64[Tensor, "*draw pair d"]) -> Float
     return cosines.masked_fill(either_is_nothing, 0.0)
 
 
-def _forms(predictor: Predictor, found: Subspaces) -> Iterator[tuple[str, Float64[Tensor, "d_model _"]]]:
+def _forms(
+    predictor: Predictor, found: Subspaces, factor: Float64[Tensor, "d_model d_model"]
+) -> Iterator[tuple[str, Float64[Tensor, "d_model _"]]]:
     """By name the matrix that takes a difference of two tokens to the coordinates in which it is measured."""
     yield "raw", torch.eye(predictor.d_model, dtype=torch.float64)
     yield "effective", token_coordinates(predictor, found)
     yield "F", found.F
     yield "N", found.N
-    yield "causal", _whitening(centered_tokens(predictor))
-
-
-def _whitening(tokens: Float64[Tensor, "token d_model"]) -> Float64[Tensor, "d_model rank"]:
-    values, vectors = torch.linalg.eigh(tokens.T @ tokens / len(tokens))
-    kept = values > _SMALLEST * values[-1]
-    whiten: Tensor = vectors[:, kept] / values[kept].sqrt()
-    return whiten
+    _, values, right = torch.linalg.svd(factor)
+    kept = values > _SMALLEST * values[0]
+    yield "causal", right[kept].T / values[kept]
 
 
 def _check_pairs(pairs: Int[Tensor, "pair 2"], n_tokens: int) -> None:

@@ -133,7 +133,7 @@ def steering_mismatch(
 def _shifts(predictor: Predictor, vectors: Float[Tensor, "vector d_model"]) -> Float64[Tensor, "vector token"]:
     if vectors.shape[1] != predictor.d_model:
         raise MismatchError(f"a vector of {vectors.shape[1]} dimensions, for a predictor of {predictor.d_model}")
-    return vectors.double() @ centered_tokens(predictor).T
+    return centered_tokens(predictor, vectors.double().T).T
 
 
 def _effects(

@@ -110,7 +110,8 @@ def test_a_model_shares_all_with_itself(bridges: tuple[Any, Any], texts: list[st
         model, model, texts, epsilon=1e-3, relations={"next": FACTS}, pairs=pairs, n_contexts=900, least_r2=0.8
     )
     assert found.premise
-    assert list(found.properties) == ["next: relational linearity", "next: linear subspaces", "next: parallelism"]
+    of_facts = [f"next: {name}" for name in ("relational linearity", "linear probing", "linear subspaces")]
+    assert list(found.properties) == [*of_facts, "next: parallelism"]
     assert {each.answer for each in found.properties.values()} <= {"shared", "neither", "model-specific"}
     with pytest.raises(LrtError, match="'elsewhere' is no single token that both models have"):
         compare_models(model, model, texts, epsilon=1e-3, pairs={"next": [("elsewhere", "word4")]}, n_contexts=200)
