@@ -4,7 +4,8 @@
 float32, and times distances, subspaces and equivalence together against f gᵀ of both, some contexts at a time, which is
 the least that any comparison of their probabilities must do. Every run is a process of its own, so that its peak memory
 is its own. At a size where that fits, the spectrum from QR is compared with an SVD of the log-ratio matrix. CPU seconds
-are of all threads. Prints a table for people, and last one line of JSON.
+are of all threads, and of work alone: threads that wait do so without. Prints a table for people, and last one line of
+JSON.
 """
 
 import argparse
@@ -92,6 +93,7 @@ def run_apart(work: str, shape: Shape, threads: int) -> dict[str, float]:
     """Seconds, CPU seconds, and the peak memory of the whole process, predictors included."""
     command = [sys.executable, __file__, "--work", work, "--shape", ",".join(map(str, shape))]
     environment = os.environ | {f"{library}_NUM_THREADS": str(threads) for library in ("OMP", "MKL", "OPENBLAS")}
+    environment["OMP_WAIT_POLICY"] = "passive"  # a thread that waits, for one that others keep from running, takes none
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
     found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return found

@@ -94,7 +94,7 @@ def distances(p: Predictor, q: Predictor) -> Distances:
     have the precision of these; all that comes after is float64.
 
     Raises:
-        LrtError: the contexts or tokens are not as many, or not the same.
+        LrtError: the contexts or tokens are not as many, or not the same; or a logit overflows.
     """
     require_comparable(p, q)
     n_contexts, n_tokens = len(p.f), len(p.g)
@@ -107,6 +107,10 @@ def distances(p: Predictor, q: Predictor) -> Distances:
                 parts.append(_measures(ours.double(), theirs.double()))
             progress.update(len(products[0]))
     measures = [torch.cat(each) for each in zip(*parts, strict=True)]
+    if not all(bool(torch.isfinite(each).all()) for each in measures):
+        raise LrtError(
+            f"logits of {p.name} or {q.name} overflow {p.f.dtype}: give representations in a wider precision"
+        )
     whole, never = torch.ones(n_contexts, dtype=torch.float64), torch.zeros(n_contexts, dtype=torch.bool)
     coverage = [whole if each.coverage is None else each.coverage for each in (p, q)]
     return _distances(measures, [*coverage, never, never], p.documents)
@@ -310,5 +314,6 @@ def _upper_bound(sums: Tensor, counts: Tensor, n_bootstrap: int, seed: int) -> f
         size = min(at_once, n_bootstrap - start)
         drawn = torch.randint(len(sums), (size, len(sums)), generator=generator)
         means, errors = _mean_and_error(sums[drawn], counts[drawn])
-        ratios.append(((means - mean) / errors).nan_to_num(nan=0.0))  # all of one document: 0/0
-    return float(mean - error * torch.cat(ratios).quantile(0.05))
+        ratios.append((means - mean) / errors)
+    found = torch.cat(ratios).nan_to_num(nan=0.0, posinf=math.inf, neginf=-math.inf)  # no scatter at all: 0/0
+    return float(mean - error * found.quantile(0.05, interpolation="lower")) if float(error) > 0 else float(mean)

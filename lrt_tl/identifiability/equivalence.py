@@ -95,10 +95,17 @@ def equivalence(p: Predictor, q: Predictor, *, held_out: float = 0.3, seed: int 
     Contexts are held out by document, tokens one by one. Fit the other way round by exchanging p and q.
 
     Raises:
-        LrtError: the predictors are not of the same contexts and tokens, or these are too few for the dimensions.
+        LrtError: the predictors are not of the same contexts and tokens, or these are too few for the dimensions; or
+            one predictor's distributions are all uniform.
     """
     require_comparable(p, q)
     found = subspaces(p), subspaces(q)
+    for each, of in zip((p, q), found, strict=True):
+        if not of.k:
+            raise LrtError(
+                f"{each.name}: no token reads a direction in which contexts lie (k = 0), so that every distribution is "
+                "uniform: there is nothing to fit. Are f and g of one model?"
+            )
     contexts, tokens = (held_out_rows(of, held_out, seed) for of in (p.documents, torch.arange(len(p.g))))
     of_contexts = linear_fit(p.f, q.f, contexts, onto=(found[0].M, found[1].M))
     of_tokens = linear_fit(p.g, q.g, tokens, onto=(found[0].N, found[1].N), centered=True)
@@ -111,12 +118,14 @@ def held_out_rows(groups: Int[Tensor, "row"], share: float, seed: int = 0) -> Bo
     """A mask of rows that are held out: those of a random share of the groups.
 
     Raises:
-        LrtError: fewer than two groups, of which one would have to be held out.
+        LrtError: fewer than two groups, of which one would have to be held out; or the share is none.
     """
+    if not 0 < share < 1:
+        raise LrtError(f"held_out={share}: the share of documents must lie between 0 and 1")
     _, of = torch.unique(groups, return_inverse=True)
     n = int(of.max()) + 1
     if n < 2:
-        raise LrtError("one document only: nothing can be held out")
+        raise LrtError("one document only: nothing can be held out; give two or more, better hundreds")
     order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
     chosen = torch.zeros(n, dtype=torch.bool)
     chosen[order[: max(1, round(share * n))]] = True
@@ -146,8 +155,8 @@ def linear_fit(
     widest, n_fitted = max(basis.shape[1] for basis in onto), int((~held_out).sum())
     if n_fitted < 2 * widest or n_fitted == len(held_out):
         raise LrtError(
-            f"{n_fitted} rows to fit {widest} dimensions on, and {len(held_out) - n_fitted} held out: give more, so "
-            "that there are two rows or more to fit a dimension"
+            f"{n_fitted} rows to fit {widest} dimensions on, and {len(held_out) - n_fitted} held out: give more "
+            "contexts, or tokens, so that there are two rows or more to fit a dimension"
         )
     factors = [triangle(ours, theirs, centered=centered, rows=rows) for rows in (~held_out, held_out)]
     d = ours.shape[1]
@@ -170,7 +179,9 @@ def canonical_directions(
 
 
 def _r2(actual: Tensor, predicted: Tensor, dim: int | None = None) -> Tensor:
-    return 1 - (actual - predicted).square().sum(dim) / actual.square().sum(dim)
+    """0 where there is nothing to predict: that would be no evidence."""
+    total = actual.square().sum(dim)
+    return ((total - (actual - predicted).square().sum(dim)) / total).where(total > 0, 0.0)
 
 
 def _whitening(states: Float64[Tensor, "row k"]) -> Float64[Tensor, "k rank"]:

@@ -10,6 +10,7 @@ a pivot y₀ of the labels, and sd over contexts (Nielsen et al. 2025, arXiv 250
     d_LLV = max(t₁, t₂, λ t₃, λ t₄)
 """
 
+import math
 from dataclasses import asdict, dataclass
 
 import torch
@@ -108,7 +109,8 @@ def likelihood_distance(
 
     Raises:
         LrtError: the predictors are not of the same contexts and tokens, or differ in dimension; there are fewer than
-            three tokens, more than 4096, or fewer contexts than dimensions and two; or a log-ratio does not vary.
+            three tokens, more than 4096, or fewer contexts than dimensions and two; or for every pivot log-ratios do
+            not vary.
     """
     require_comparable(p, q)
     d, n_tokens = p.d_model, len(p.g)
@@ -120,8 +122,9 @@ def likelihood_distance(
             f"`among`), and {d + 2} contexts or more in {d} dimensions"
         )
     ours, theirs = (each.logits().log_softmax(1) for each in (p, q))
-    t1, t3, pivot, left_out = _of_labels(ours, theirs)
-    t2, t4, chosen = _of_contexts(ours, theirs, d, n_sets, seed)
+    still = float(torch.finfo(p.f.dtype).eps) * max(float(each.abs().max()) for each in (ours, theirs))
+    t1, t3, pivot, left_out = _of_labels(ours, theirs, still)
+    t2, t4, chosen = _of_contexts(ours, theirs, d, n_sets, seed, still)
     labels = torch.tensor([y for y in range(n_tokens) if y not in (pivot, left_out)][:d])
     contexts = [each.f.double() @ (each.g[labels] - each.g[pivot]).double().T for each in (p, q)]
     tokens = [each.g.double() @ (each.f[chosen[1:]] - each.f[chosen[0]]).double().T for each in (p, q)]
@@ -131,9 +134,14 @@ def likelihood_distance(
     )  # fmt: skip
 
 
-def _of_labels(ours: Tensor, theirs: Tensor) -> tuple[float, float, int, int]:
-    """t₁, t₃, the pivot and the left-out label."""
-    best = (float("inf"), 0.0, 0, 0)
+def _of_labels(ours: Tensor, theirs: Tensor, still: float) -> tuple[float, float, int, int]:
+    """t₁, t₃, the pivot and the left-out label. A label whose ratio to the pivot's varies by no more than `still`
+    cannot be standardized: it is left out, or the pivot is not used.
+
+    Raises:
+        LrtError: there is no such pivot.
+    """
+    best = (math.inf, 0.0, 0, 0)
     spreads = [_spreads_of_ratios(each) for each in (ours, theirs)]
     for pivot in range(ours.shape[1]):
         others = torch.tensor([y for y in range(ours.shape[1]) if y != pivot])
@@ -142,45 +150,46 @@ def _of_labels(ours: Tensor, theirs: Tensor) -> tuple[float, float, int, int]:
             (ours[:, others] / psi - theirs[:, others] / psi_other).std(0),
             (ours[:, [pivot]] / psi - theirs[:, [pivot]] / psi_other).std(0),
         )
+        terms = terms.where((psi > still) & (psi_other > still), math.inf)
         order = terms.argsort()
         t1 = float(terms[order[-2]])
         if t1 < best[0]:
             t3 = float((psi - psi_other)[order[:-1]].abs().max())
             best = (t1, t3, pivot, int(others[order[-1]]))
+    if best[0] == math.inf:
+        raise LrtError("log-ratios of too many tokens are the same at all contexts: they cannot be standardized")
     return best
 
 
 def _spreads_of_ratios(log_likelihoods: Float64[Tensor, "context token"]) -> Float64[Tensor, "token token"]:
-    """sd over contexts of log p(y|x) − log p(y′|x), for all pairs of labels.
+    """sd over contexts of log p(y|x) − log p(y′|x), for all pairs of labels."""
+    return torch.stack([(log_likelihoods - column[:, None]).std(0) for column in log_likelihoods.T])
+
+
+def _of_contexts(
+    ours: Tensor, theirs: Tensor, d: int, n_sets: int, seed: int, still: float
+) -> tuple[float, float, Tensor]:
+    """t₂, t₄, and the contexts of the best set, its pivot first; sets with a context like the pivot are not used.
 
     Raises:
-        LrtError: one does not vary.
+        LrtError: no set can be.
     """
-    spread = torch.stack([(log_likelihoods - column[:, None]).std(0) for column in log_likelihoods.T])
-    if not bool((spread + torch.eye(len(spread)) > 0).all()):
-        raise LrtError("a log-ratio of two tokens is the same at all contexts: it cannot be standardized")
-    return spread
-
-
-def _of_contexts(ours: Tensor, theirs: Tensor, d: int, n_sets: int, seed: int) -> tuple[float, float, Tensor]:
-    """t₂, t₄, and the contexts of the best set, its pivot first."""
     generator = torch.Generator().manual_seed(seed)
-    best = (float("inf"), 0.0, torch.arange(d + 1))
+    best = (math.inf, 0.0, torch.arange(d + 1))
     for _ in range(n_sets):
         chosen = torch.randperm(len(ours), generator=generator)[: d + 1]
         (one, one_pivot, psi), (other, other_pivot, psi_other) = (_against_pivot(x[chosen]) for x in (ours, theirs))
         terms = torch.maximum(
             (one / psi - other / psi_other).std(1), (one_pivot / psi - other_pivot / psi_other).std(1)
         )
-        t2 = float(terms.max())
+        t2 = float(terms.max()) if float(min(psi.min(), psi_other.min())) > still else math.inf
         if t2 < best[0]:
             best = (t2, float((psi - psi_other).abs().max()), chosen)
+    if best[0] == math.inf:
+        raise LrtError("log-ratios of too many contexts are the same at all tokens: they cannot be standardized")
     return best
 
 
 def _against_pivot(rows: Float64[Tensor, "context token"]) -> tuple[Tensor, Tensor, Tensor]:
     """The rows but the first, the first, and the sd over labels of their differences."""
-    psi = (rows[1:] - rows[0]).std(1, keepdim=True)
-    if not bool((psi > 0).all()):
-        raise LrtError("a log-ratio of two contexts is the same at all tokens: it cannot be standardized")
-    return rows[1:], rows[:1], psi
+    return rows[1:], rows[:1], (rows[1:] - rows[0]).std(1, keepdim=True)

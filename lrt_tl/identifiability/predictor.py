@@ -18,6 +18,8 @@ from lrt_tl.errors import LrtError
 
 READS = "unembed.hook_in"
 """The hook point of f: what multiplies the unembedding."""
+_LARGEST = 1e15
+"""Sums of products of larger numbers overflow."""
 _TOLERANCE = 1e-3
 _LOGITS_AT_ONCE = 2**22
 
@@ -27,7 +29,7 @@ class Predictor:
     """Representations of some contexts and of the tokens that may follow them.
 
     Raises:
-        LrtError: the two have different dimensions, there is nothing, or a number is not finite.
+        LrtError: the two have different dimensions, there is nothing, or a number is not finite or over 10¹⁵.
     """
 
     f: Float[Tensor, "context d_model"]
@@ -53,8 +55,14 @@ class Predictor:
         if len(self.documents) != len(self.f) or len(self.tokens) not in (0, len(self.g)):
             raise LrtError(f"{self.name}: every context needs a document, and every token a name, or none")
         for what, states in (("context", self.f), ("token", self.g)):
-            if not torch.isfinite(states).all():
-                raise LrtError(f"{self.name}: a representation of a {what} is not finite")
+            low, high = states.aminmax()
+            if not (low >= -_LARGEST and high <= _LARGEST):  # or NaN
+                wrong = (~(states.abs() <= _LARGEST).all(1)).nonzero()[:, 0]
+                raise LrtError(
+                    f"{self.name}: {len(wrong)} of {len(states)} representations of {what}s are not finite, or over "
+                    f"{_LARGEST:g}; the first is number {int(wrong[0])}: leave them out, or compute them in a wider "
+                    "precision"
+                )
 
     @classmethod
     def from_arrays(

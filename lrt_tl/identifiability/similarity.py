@@ -11,6 +11,8 @@ from lrt_tl.identifiability.subspaces import triangle
 
 _SMALLEST = 1e-5
 """Of the largest singular value: directions of less spread are taken for rounding."""
+_ROUNDING = 1e-13
+"""A column's spread of so small a share of it is none."""
 
 
 def canonical_correlations(
@@ -49,11 +51,18 @@ def d_svd(one: Float[Tensor, "row d"], other: Float[Tensor, "row d"]) -> float:
 
 def d_rep(p: Predictor, q: Predictor) -> float:
     """Distance of p's representations of contexts to the best linear image of q's, in units of p's own spread:
-    √(1 − R²), both about their means, fitted and judged on the same contexts. 0 if q's determine p's linearly."""
+    √(1 − R²), both about their means, fitted and judged on the same contexts. 0 if q's determine p's linearly.
+
+    Raises:
+        LrtError: the predictors are not of the same contexts and tokens, or p's contexts are all alike.
+    """
     require_comparable(p, q)
     theirs, ours = torch.split(triangle(q.f, p.f, centered=True), [q.d_model, p.d_model], dim=1)
+    spread = float(ours.norm())
+    if not spread > _ROUNDING * float(p.f.abs().max()):
+        raise LrtError(f"all contexts of {p.name} have one representation: there is no spread to measure in")
     left = ours - theirs @ torch.linalg.lstsq(theirs, ours, driver="gelsd").solution
-    return float(left.norm() / ours.norm())
+    return float(left.norm()) / spread
 
 
 def cca_logit_bound(p: Predictor, q: Predictor) -> tuple[float, float]:
@@ -78,7 +87,8 @@ def cca_logit_bound(p: Predictor, q: Predictor) -> tuple[float, float]:
 
 def _standardized(states: Float[Tensor, "row d"]) -> Float64[Tensor, "row d"]:
     centered = states.double() - states.double().mean(0)
-    spread = centered.std(0)
-    if not bool((spread > 0).all()):
-        raise LrtError("a column does not vary: it has no correlation with anything")
+    spread = centered.square().sum(0).div(max(1, len(states) - 1)).sqrt()
+    still = ~(spread > _ROUNDING * states.abs().amax(0))
+    if bool(still.any()):
+        raise LrtError(f"column {int(still.nonzero()[0])} does not vary: it has no correlation with anything")
     return centered / spread

@@ -18,6 +18,8 @@ from lrt_tl.identifiability.predictor import Predictor
 from lrt_tl.tables import html_table
 
 _ROWS_AT_ONCE = 8192
+_NOTHING = 1e-100
+"""Smaller singular values are zero: their products underflow."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -30,27 +32,32 @@ class Spectrum:
     """What rounding the representations can add to a singular value: one below it is nothing."""
 
     @property
+    def above_floor(self) -> Float64[Tensor, "rank"]:
+        """Those that are more than rounding: what every rule counts, from 0 where there are none."""
+        return self.singular_values[self.singular_values > self.floor]
+
+    @property
     def rank(self) -> int:
         """How many are above the floor."""
-        return int((self.singular_values > self.floor).sum())
+        return len(self.above_floor)
 
     def energy(self, share: float = 0.99) -> int:
         """How many of the largest hold that share of the sum of squares."""
-        squares = self.singular_values.square()
+        squares = self.above_floor.square()
         reached = squares.cumsum(0) / squares.sum() < share
         return min(int(reached.sum()) + 1, len(squares))
 
     @property
     def participation_ratio(self) -> float:
         """(Σσ²)²/Σσ⁴: as many equal ones would spread the energy as evenly."""
-        squares = self.singular_values.square()
-        return float(squares.sum().square() / squares.square().sum())
+        squares = self.above_floor.square()
+        return float(squares.sum().square() / squares.square().sum()) if len(squares) else 0.0
 
     @property
     def entropy_rank(self) -> float:
         """exp of the entropy of σ/Σσ (Roy and Vetterli 2007, the effective rank)."""
-        shares = self.singular_values / self.singular_values.sum()
-        return float(torch.special.entr(shares).sum().exp())
+        values = self.above_floor
+        return float(torch.special.entr(values / values.sum()).sum().exp()) if len(values) else 0.0
 
     def summary(self) -> dict[str, str]:
         """Effective dimensions by each rule, for a table."""
@@ -161,7 +168,7 @@ def centered_tokens(predictor: Predictor, onto: Float64[Tensor, "d_model k"]) ->
     """(g − ḡ) · onto: differences to the mean span what differences to any one token do. Some tokens at a time, so that
     no float64 copy of all of g stands in memory."""
     mean = predictor.g.mean(0, dtype=torch.float64)
-    return torch.cat([(some.double() - mean) @ onto for some in predictor.g.split(_ROWS_AT_ONCE)])
+    return torch.cat([(some.double() - mean) @ onto for some in torch.split(predictor.g, _ROWS_AT_ONCE)])
 
 
 def triangle(
@@ -186,7 +193,7 @@ def _row_space(
 ) -> tuple[Float64[Tensor, "d_model dim"], float]:
     """A basis, and the largest singular value."""
     _, values, right = torch.linalg.svd(factor)
-    rank = int((values > rounding * len(factor) ** 0.5 * values[0]).sum())
+    rank = int((values > max(rounding * len(factor) ** 0.5 * float(values[0]), _NOTHING)).sum())
     if not rank:
         raise LrtError("all contexts are zero, or all tokens the same: every distribution is uniform")
     return right[:rank].T, float(values[0])

@@ -214,6 +214,33 @@ def test_as_many_documents_as_are_needed(epsilon: float) -> None:
     assert documents_needed(drawn(500, 2), 0.9) is None
 
 
+def test_logits_that_overflow_are_refused() -> None:
+    p = Predictor.from_arrays(1000 * normal(9, 4).half(), 1000 * normal(8, 4).half(), name="half")
+    with pytest.raises(LrtError, match=r"logits of half or half overflow torch\.float16: give"):
+        distances(p, p)
+
+
+def test_inequalities_between_distances() -> None:
+    """1,000 pairs, near and far, flat and sharp: Pinsker's, Le Cam's, and what bounds Jensen–Shannon's."""
+    generator = torch.Generator().manual_seed(0)
+    sharpness, step = (10 ** (4 * torch.rand(2, 1000, 1, generator=generator).double() - 3)).unbind()
+    p = sharpness * normal(1000, 30, seed=1)
+    found = distances_of_logits(p, p + step * normal(1000, 30, seed=2))
+    variation, squared, slack = found.total_variation, found.hellinger.square(), 1e-14
+    assert bool((2 * variation.square() <= found.kl + slack).all())
+    assert bool((2 * variation.square() <= found.reverse_kl + slack).all())
+    assert bool((squared <= variation + slack).all())
+    assert bool((variation <= found.hellinger * (2 - squared).sqrt() + slack).all())
+    assert bool((squared / 2 <= found.js + slack).all())
+    assert bool((found.js <= variation * math.log(2) + slack).all())
+    assert float(variation.max()) > 0.9 > 1e-3 > float(variation.min())
+
+
+def test_equality_without_scatter_in_many_resamples() -> None:
+    """Four documents alike: a third of the resamples are of these alone, and have none. No bound can be given."""
+    assert equality(of_values(torch.tensor([1.0, 1, 1, 1, 2]).double()), 9.0).upper == math.inf
+
+
 def test_equality_without_scatter() -> None:
     assert equality(of_values(torch.full((9,), 0.25).double()), 0.3).upper == pytest.approx(0.25)
 

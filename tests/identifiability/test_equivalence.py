@@ -22,15 +22,15 @@ def test_predictors_of_one_distribution_are_linearly_the_same() -> None:
     """Case 2: only the effective subspaces are, and the maps are each other's dual."""
     phi, psi = normal(N_CONTEXTS, K, seed=1), normal(N_TOKENS, K, seed=2)
     p = embedded(phi, psi, 12, Junk(7, 0, 10))
-    p = Predictor.from_arrays(p.f + 5 * (p.f - phi @ torch.linalg.lstsq(phi, p.f).solution), p.g)
+    p = Predictor.from_arrays(p.f + 1.5 * (p.f - phi @ torch.linalg.lstsq(phi, p.f).solution), p.g)
     q = embedded(phi, psi, 20, Junk(0, 9, 20))
     assert float(distances(p, q).kl.max()) < 1e-13
-    assert raw_r2(p.f, q.f) < 0.2
+    assert 0.06 <= raw_r2(p.f, q.f) <= 0.14
     assert raw_r2(q.f, p.f) == pytest.approx(1, abs=1e-12)
     for found in (equivalence(p, q), equivalence(q, p)):
         assert found.of_contexts.worst == pytest.approx(1, abs=1e-12)
         assert found.of_tokens.worst == pytest.approx(1, abs=1e-12)
-        assert found.duality_residual < 1e-12
+        assert found.duality_residual <= 1e-12
 
 
 def test_the_theorem_in_coordinates() -> None:
@@ -44,8 +44,9 @@ def test_the_theorem_in_coordinates() -> None:
     c, c_other = (torch.diag(each.cosines) for each in found.subspaces)
     dual = found.of_contexts.weight.T @ c @ found.of_tokens.weight
     torch.testing.assert_close(dual, c_other, rtol=0, atol=1e-11)
-    wrong = found.of_contexts.weight @ c @ found.of_tokens.weight.T - c_other
-    assert float(wrong.norm() / c_other.norm()) > 0.3
+    transposed = found.of_contexts.weight @ c @ found.of_tokens.weight.T - c_other
+    swapped = found.of_tokens.weight @ c @ found.of_contexts.weight.T - c_other
+    assert min(float(wrong.norm() / c_other.norm()) for wrong in (transposed, swapped)) >= 0.45
 
 
 def rotation(d: int, angle: float) -> Tensor:
@@ -83,22 +84,22 @@ def test_a_shuffled_vocabulary_fails() -> None:
 
 def test_near_equality_shows_in_the_worst_direction() -> None:
     """Case 9: k = 8, 200 tokens, directions of falling spread, and noise that rises."""
-    phi = normal(3000, 8) * torch.logspace(0.5, -1.3, 8).double()
+    phi = normal(3000, 8) * torch.logspace(0.5, -1, 8).double()
     psi = normal(200, 8, seed=2)
     kls, pooled, worst = [], [], []
-    for noise in (3e-4, 3e-3, 3e-2, 0.1):
+    for noise in (6e-4, 6e-3, 6e-2, 0.2):
         q = Predictor.from_arrays(phi + noise * normal(3000, 8, seed=3), psi)
         p = Predictor.from_arrays(phi, psi)
         found = equivalence(p, q)
         kls.append(distances(p, q).mean("kl"))
         pooled.append(found.of_contexts.r2)
         worst.append(found.of_contexts.worst)
-    assert kls[0] < 1e-6
-    assert kls[-1] > 0.01
+    assert kls[0] == pytest.approx(1e-6, rel=0.1)
+    assert kls[-1] == pytest.approx(0.1, rel=0.1)
     assert min(pooled) > 0.9
-    assert worst[0] > 0.99
+    assert worst[0] > 0.999
     assert worst == sorted(worst, reverse=True)
-    assert worst[-1] < 0.3
+    assert 0.15 < worst[-1] < 0.25
 
 
 def test_pure_noise_is_no_skill() -> None:
@@ -137,6 +138,63 @@ def test_directions_without_a_counterpart_count_as_unpredicted() -> None:
     torch.testing.assert_close(found.r2_by_direction, torch.tensor([1, 1, 1, 0, 0]).double(), rtol=0, atol=1e-9)
     assert found.worst == 0
     assert linear_fit(theirs, ours, held_out).worst > 1 - 1e-12
+
+
+def test_models_of_other_effective_dimensions() -> None:
+    """The smaller has nothing of what the larger adds: its worst direction is unpredicted, and only that way round."""
+    p = Predictor.from_arrays(normal(300, 6), normal(90, 6, seed=2))
+    q = Predictor.from_arrays(p.f[:, :4], p.g[:, :4])
+    there, back = equivalence(p, q), equivalence(q, p)
+    assert [each.k for each in there.subspaces] == [6, 4]
+    for fit in (there.of_contexts, there.of_tokens):
+        assert sorted((fit.r2_by_direction > 0.99).tolist()) == [False, False, True, True, True, True]
+        assert fit.worst <= 0
+    assert min(back.of_contexts.worst, back.of_tokens.worst) > 1 - 1e-12
+
+
+def test_what_no_held_out_row_shows_is_no_evidence() -> None:
+    """A direction that no fitted context has, and one in which no held-out context lies."""
+    held_out = torch.arange(100) < 30
+    ours = normal(100, 3) * (held_out[:, None] | torch.tensor([True, True, False]))
+    found = linear_fit(ours, ours, held_out)
+    assert found.r2_by_direction.tolist() == pytest.approx([1, 1, 0])
+    assert found.r2 == pytest.approx(2 / 3, abs=0.1)
+    nothing = linear_fit(normal(100, 2) * ~held_out[:, None], normal(100, 2, seed=1), held_out)
+    assert (nothing.r2, nothing.worst) == (0, 0)
+
+
+def test_fits_of_coordinates_are_those_of_the_states_themselves() -> None:
+    p, q = equal_pair()
+    found = [subspaces(each) for each in (p, q)]
+    (phi, psi), (phi_other, psi_other) = (canonical_form(each, of) for each, of in zip((p, q), found, strict=True))
+    rows, between = held_out_rows(torch.arange(len(psi)), 0.3), equivalence(p, q)
+    plain = linear_fit(psi, psi_other, rows)
+    torch.testing.assert_close(between.of_tokens.weight, plain.weight, rtol=1e-9, atol=1e-11)
+    plain = linear_fit(phi, phi_other, held_out_rows(p.documents, 0.3))
+    torch.testing.assert_close(between.of_contexts.weight, plain.weight, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_spans_that_do_not_meet_are_refused(which: int) -> None:
+    """k = 0."""
+    full = Predictor.from_arrays(normal(60, 4), normal(30, 4, seed=2), name="full")
+    apart = Predictor.from_arrays(
+        full.f * torch.tensor([1, 1, 0, 0]), full.g * torch.tensor([0, 0, 1, 1]), name="apart"
+    )
+    with pytest.raises(LrtError, match=r"apart: no token reads a direction in which contexts lie \(k = 0\)"):
+        equivalence(*((full, apart) if which else (apart, full)))
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0, -0.5, float("nan")])
+def test_a_share_that_is_none(share: float) -> None:
+    with pytest.raises(LrtError, match="the share of documents must lie between 0 and 1"):
+        equivalence(*equal_pair(), held_out=share)
+
+
+def test_fewer_contexts_than_dimensions_cannot_be_fitted() -> None:
+    p = Predictor.from_arrays(normal(9, 12), normal(60, 12, seed=2))
+    with pytest.raises(LrtError, match="6 rows to fit 9 dimensions on, and 3 held out: give more contexts, or tokens"):
+        equivalence(p, p)
 
 
 def test_documents_are_held_out_whole() -> None:

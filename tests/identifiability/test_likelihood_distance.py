@@ -111,11 +111,31 @@ def test_what_cannot_be_compared(p: Predictor, q: Predictor, message: str) -> No
         likelihood_distance(p, q)
 
 
-def test_a_token_twice_is_refused() -> None:
+def test_a_token_or_context_twice_is_none_of_the_pivots_others() -> None:
     p = predictor(30, 6, 3)
-    twice = Predictor.from_arrays(p.f, p.g[[0, 0, 1, 2, 3, 4]])
-    with pytest.raises(LrtError, match="a log-ratio of two tokens is the same at all contexts"):
-        likelihood_distance(twice, twice)
+    q = near(p, 0.1, 5)
+    twice = [Predictor.from_arrays(each.f[torch.arange(30) // 2], each.g[[0, 0, 1, 2, 3, 4]]) for each in (p, q)]
+    found = likelihood_distance(*twice)
+    assert found.pivot not in (0, 1) or found.left_out == 1 - found.pivot
+    assert len({number // 2 for number in (found.context_pivot, *found.contexts)}) > 1
+    assert all(number // 2 != found.context_pivot // 2 for number in found.contexts)
+    assert found.d_svd_contexts <= found.sharper_bounds[0]
+    assert found.d_svd_tokens <= found.sharper_bounds[1]
+
+
+@pytest.mark.parametrize(
+    ("contexts", "tokens", "message"),
+    [
+        (torch.arange(30), torch.tensor([0, 0, 0, 1, 1, 1]), "log-ratios of too many tokens are the same"),
+        (torch.arange(30) // 30, torch.arange(6), "log-ratios of too many tokens are the same"),
+        ((torch.arange(30) == 29).long(), torch.arange(6), "log-ratios of too many contexts are the same"),
+    ],
+)
+def test_too_many_of_a_kind_are_refused(contexts: Tensor, tokens: Tensor, message: str) -> None:
+    p = predictor(30, 6, 3)
+    alike = Predictor.from_arrays(p.f[contexts], p.g[tokens])
+    with pytest.raises(LrtError, match=message):
+        likelihood_distance(alike, alike, n_sets=1)
 
 
 def benchmark(name: str) -> Any:

@@ -165,6 +165,9 @@ def test_some_contexts_and_some_tokens() -> None:
     assert repr(p) == "Predictor(predictor, 7 contexts of 3 documents, 5 tokens, d 3)"
 
 
+NAN_AT_3 = torch.ones(5, 1).where(torch.arange(5)[:, None] != 3, torch.nan)
+
+
 @pytest.mark.parametrize(
     ("f", "g", "documents", "tokens", "message"),
     [
@@ -173,8 +176,9 @@ def test_some_contexts_and_some_tokens() -> None:
         (normal(0, 3), normal(5, 3), None, (), "a context or more"),
         (normal(4, 3), normal(5, 3), torch.arange(3), (), "every context needs a document"),
         (normal(4, 3), normal(5, 3), None, ("a",), "every token a name"),
-        (normal(4, 3) / 0, normal(5, 3), None, (), "a representation of a context is not finite"),
-        (normal(4, 3), normal(5, 3) * torch.nan, None, (), "a representation of a token is not finite"),
+        (normal(4, 3) / 0, normal(5, 3), None, (), "4 of 4 representations of contexts are not finite"),
+        (normal(4, 3) * 1e16, normal(5, 3), None, (), "of contexts are not finite, or over 1e"),
+        (normal(4, 3), normal(5, 3) * NAN_AT_3, None, (), "1 of 5 representations of tokens .* the first is number 3"),
     ],
 )
 def test_what_is_no_predictor(f: Tensor, g: Tensor, documents: Tensor | None, tokens: Any, message: str) -> None:

@@ -38,8 +38,11 @@ def test_d_svd_by_its_definition() -> None:
     assert d_svd(x, y) == pytest.approx(1 - float(torch.linalg.matrix_norm(correlations, "nuc")) / 4)
     assert d_svd(x, 3 * x + 5) == pytest.approx(0, abs=1e-12)
     assert d_svd(x, x[:, [2, 0, 3, 1]]) == pytest.approx(0, abs=1e-12)
-    with pytest.raises(LrtError, match="a column does not vary"):
-        d_svd(x, x * torch.tensor([1, 1, 0, 1]))
+    for still in (x * torch.tensor([1, 1, 0, 1]), torch.cat([x[:, :2], torch.full((100, 1), 0.1), x[:, 3:]], dim=1)):
+        with pytest.raises(LrtError, match="column 2 does not vary"):
+            d_svd(x, still)
+    with pytest.raises(LrtError, match="column 0 does not vary"):
+        d_svd(x[:1], y[:1])
     with without_type_checks(), pytest.raises(LrtError, match=r"\(100, 4\) and \(100, 3\)"):
         d_svd(x, y[:, :3])
 
@@ -52,6 +55,9 @@ def test_d_rep_is_the_share_that_no_linear_map_gives() -> None:
     assert d_rep(q, q) == pytest.approx(0, abs=1e-12)
     one, other = equal_pair()
     assert d_rep(one, other) > 0.1  # junk counts here
+    alike = Predictor.from_arrays(x[:1].expand(9, 3), g)
+    with pytest.raises(LrtError, match="all contexts of predictor have one representation"):
+        d_rep(alike, alike)
 
 
 def plain_bound(p: Predictor, q: Predictor) -> tuple[float, float]:

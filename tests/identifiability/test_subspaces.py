@@ -47,6 +47,7 @@ def test_the_spectrum_is_the_svd_of_the_log_ratios() -> None:
 def test_effective_dimensions_of_equal_values(n_equal: int) -> None:
     values = torch.zeros(12, dtype=torch.float64)
     values[:n_equal] = 2.5
+    values[11] = 1e-10  # rounding
     found = Spectrum(values, 1e-9)
     assert (found.rank, found.energy()) == (n_equal, math.ceil(0.99 * n_equal))
     assert found.participation_ratio == pytest.approx(n_equal)
@@ -77,11 +78,12 @@ def test_a_tied_unembedding() -> None:
     torch.testing.assert_close(found.cosines, torch.ones(6).double())
 
 
+@pytest.mark.parametrize("scale", [0, 1e-200])
 @pytest.mark.parametrize("what", ["f", "g"])
-def test_a_uniform_distribution_is_refused(what: str) -> None:
+def test_a_uniform_distribution_is_refused(what: str, scale: float) -> None:
     p = predictor(9, 8, 3)
     with pytest.raises(LrtError, match="every distribution is uniform"):
-        subspaces(Predictor.from_arrays(p.f * (what != "f"), p.g * (what != "g")))
+        subspaces(Predictor.from_arrays(p.f * (scale if what == "f" else 1), p.g * (scale if what == "g" else 1)))
 
 
 def test_spans_that_do_not_meet() -> None:
@@ -91,6 +93,9 @@ def test_spans_that_do_not_meet() -> None:
     )
     assert (found.k, found.F.shape[1], found.G.shape[1]) == (0, 2, 2)
     assert found.summary()["smallest cosine between F and G"] == "none"
+    spectrum = found.to_json()["spectrum"]
+    assert isinstance(spectrum, dict)
+    assert [spectrum[name] for name in ("rank", "energy_99", "participation_ratio", "entropy_rank")] == [0, 0, 0, 0]
 
 
 def test_a_triangle_has_the_gram_matrix(monkeypatch: pytest.MonkeyPatch) -> None:

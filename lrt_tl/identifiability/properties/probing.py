@@ -58,7 +58,7 @@ def probe_scores(
         penalty = _chosen(inputs.double(), arms, ~held & ~inner, inner)
         said, constant = _predicted(inputs.double(), arms, ~held, held, penalty)
         left[:, held] = _kl(arms[:, held], said)
-        total[:, held] = _kl(arms[:, held], constant.log()[:, None])
+        total[:, held] = _kl(arms[:, held], constant.clamp(min=torch.finfo(torch.float64).tiny).log()[:, None])
         wrong[:, held] = (said.argmax(-1) != arms[:, held].argmax(-1)).double()
     return (
         share_score(left, total, subjects, seed=seed),

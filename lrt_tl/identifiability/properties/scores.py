@@ -111,6 +111,7 @@ def ratio_score(
 def share_score(
     left: Float64[Tensor, "arm row"], total: Float64[Tensor, "arm row"], groups: Int[Tensor, "row"], *, seed: int = 0
 ) -> Score:
-    """1 − Σ left/Σ total of the first arm; the others are its null."""
-    null = 1 - left[1:].sum(1) / total[1:].sum(1)
+    """1 − Σ left/Σ total of the first arm; the others are its null, 0 where one has nothing to explain."""
+    whole = total[1:].sum(1)
+    null = ((whole - left[1:].sum(1)) / whole).where(whole > 0, 0.0)
     return ratio_score(total[0] - left[0], total[0], groups, null, seed=seed)

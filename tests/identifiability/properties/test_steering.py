@@ -16,7 +16,9 @@ PAIRS = torch.tensor([[0, 1], [2, 3]])
 
 def test_case_5() -> None:
     first, second = (
-        widen_predictor(planted(), d, junk_f=normal(CONTEXTS, a, seed=d), junk_g=normal(TOKENS, b, seed=d + 1), seed=d)
+        widen_predictor(
+            planted(), d, junk_f=normal(CONTEXTS, a, seed=d), junk_g=3 * normal(TOKENS, b, seed=d + 1), seed=d
+        )
         for d, a, b in ((12, 3, 3), (20, 7, 7))
     )
     between = equivalence(second, first)
@@ -24,7 +26,7 @@ def test_case_5() -> None:
         of_contexts = normal(CONTEXTS, seed=seed) @ first.f
         assert steering_mismatch(first, second, of_contexts, between) <= 1e-12
         generic = normal(12, seed=seed)
-        assert 0.3 <= steering_mismatch(first, second, generic, between) <= 1.1
+        assert 0.7 <= steering_mismatch(first, second, generic, between) <= 1.1
 
 
 def test_a_carried_vector_moves_every_log_probability_as_the_first_does() -> None:
