@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float, Float64, Int
@@ -208,13 +208,28 @@ def equality(
     Raises:
         LrtError: ε is not positive, there is no such measure, or there are fewer than five documents.
     """
-    if measure not in MEASURES or not epsilon > 0:
-        raise LrtError(f"measure={measure!r}, epsilon={epsilon}: one of {', '.join(MEASURES)}, and a positive number")
-    sums, counts = _by_document(getattr(found, measure), found.documents)
+    if measure not in MEASURES:
+        raise LrtError(f"measure={measure!r}: it must be one of {', '.join(MEASURES)}")
+    tested = equality_of_values(getattr(found, measure), found.documents, epsilon, measure, n_bootstrap, seed)
+    return replace(tested, upper=math.inf) if any(found.n_infinite) else tested
+
+
+def equality_of_values(
+    values: Float64[Tensor, "context"],
+    documents: Int[Tensor, "context"],
+    epsilon: float,
+    measure: str,
+    n_bootstrap: int,
+    seed: int,
+) -> Equality:
+    """The same of any distance, by the name `measure`. Raises: as `equality` does."""
+    if not epsilon > 0:
+        raise LrtError(f"epsilon={epsilon}: it must be a positive number")
+    sums, counts = _by_document(values, documents)
     if len(sums) < 5:
         raise LrtError(f"{len(sums)} documents: their scatter cannot be known; give five or more, better hundreds")
-    upper = math.inf if any(found.n_infinite) else _upper_bound(sums, counts, n_bootstrap, seed)
-    return Equality(measure, found.mean(measure), upper, epsilon, len(found.kl), len(sums))
+    upper = _upper_bound(sums, counts, n_bootstrap, seed)
+    return Equality(measure, float(values.mean()), upper, epsilon, len(values), len(sums))
 
 
 def documents_needed(found: Distances, epsilon: float, *, measure: str = "kl", power: float = 0.8) -> int | None:

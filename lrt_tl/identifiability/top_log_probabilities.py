@@ -13,6 +13,7 @@ from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
 from lrt_tl.errors import LrtError
+from lrt_tl.identifiability.distribution import Equality, equality_of_values
 from lrt_tl.tables import html_table
 
 BOUNDED = ("kl", "reverse_kl", "js", "total_variation", "hellinger")
@@ -97,6 +98,34 @@ def distance_bounds(
     high = _divergences(torch.cat([p, rest_p, nothing], 1), torch.cat([q, nothing, rest_q], 1))
     infinite = torch.full_like(coverage_p, math.inf)
     return DistanceBounds(low, high | {"kl": infinite, "reverse_kl": infinite}, coverage_p, coverage_q)
+
+
+def equality_of_bounds(
+    found: DistanceBounds,
+    epsilon: float,
+    *,
+    measure: str = "js",
+    documents: Int[Tensor, "context"] | None = None,
+    n_bootstrap: int = 2000,
+    seed: int = 0,
+) -> Equality:
+    """Test that a mean distance is under ε, whatever the tokens do that are in no list: `distribution.equality` of the
+    most that it can be. With lists that leave out more than ε of the probability it is never found.
+
+    Args:
+        measure: one of `BOUNDED` but the KLs, which have no upper bound.
+        documents: which document each context is of; by default each is one of its own.
+
+    Raises:
+        LrtError: there is no such measure or it has no upper bound, ε is not positive, or there are fewer than five
+            documents.
+    """
+    finite = [name for name in BOUNDED if not name.endswith("kl")]
+    if measure not in finite:
+        raise LrtError(f"measure={measure!r}: it must be one of {', '.join(finite)}, which have an upper bound")
+    most = found.high[measure]
+    documents = torch.arange(len(most)) if documents is None else documents
+    return equality_of_values(most, documents, epsilon, f"largest_possible_{measure}", n_bootstrap, seed)
 
 
 def _divergences(

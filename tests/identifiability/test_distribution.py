@@ -249,7 +249,7 @@ def test_equality_without_scatter() -> None:
     ("measure", "epsilon", "n"), [("kl", 0.0, 9), ("kl", math.nan, 9), ("KL", 1.0, 9), ("kl", 1.0, 4)]
 )
 def test_equality_that_cannot_be_tested(measure: str, epsilon: float, n: int) -> None:
-    with pytest.raises(LrtError, match=r"positive number|4 documents"):
+    with pytest.raises(LrtError, match=r"positive number|must be one of kl|4 documents"):
         equality(of_values(torch.ones(n).double()), epsilon, measure=measure)
 
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from lrt_tl.errors import LrtError
-from lrt_tl.identifiability.distribution import distances_of_logits
-from lrt_tl.identifiability.top_log_probabilities import BOUNDED, DistanceBounds, distance_bounds
+from lrt_tl.identifiability.distribution import distances_of_logits, equality
+from lrt_tl.identifiability.top_log_probabilities import BOUNDED, DistanceBounds, distance_bounds, equality_of_bounds
 from tests.identifiability.planted import normal
 from tests.unchecked import without_type_checks
 
@@ -73,6 +73,24 @@ def test_lists_in_any_order_and_with_nothing_in_common() -> None:
     apart = distance_bounds(tokens, logs, tokens + 10, logs)
     assert apart.mean("total_variation") == (0, 1)
     assert apart.mean("js") == pytest.approx((0, math.log(2)))
+
+
+def test_equality_by_the_most_that_a_distance_can_be() -> None:
+    """ε is 0.05: found equal where lists are long and the models near; not for want of a difference in short lists."""
+    p, step = 4 * normal(60, 200, seed=1), normal(60, 200, seed=2)
+    near, far = p + 0.05 * step, p + 2 * step
+    full, short = truncated(p, near, 150, 150), truncated(p, near, 2, 2)
+    assert equality_of_bounds(full, 0.05).equal
+    assert equality(distances_of_logits(p, near), 0.05, measure="js").equal
+    assert not equality_of_bounds(short, 0.05).equal
+    assert not equality_of_bounds(truncated(p, far, 150, 150), 0.05).equal
+    found = equality_of_bounds(full, 0.05, measure="total_variation", documents=torch.arange(60) // 6)
+    assert found.estimate == pytest.approx(float(full.high["total_variation"].mean()))
+    assert (found.contexts, found.documents) == (60, 10)
+    assert str(found).startswith("equal: largest_possible_total_variation 0.0")
+    for name in ("kl", "reverse_kl", "logit_distance"):
+        with pytest.raises(LrtError, match="must be one of js, total_variation, hellinger"):
+            equality_of_bounds(full, 0.05, measure=name)
 
 
 def test_what_is_shown() -> None:
