@@ -90,6 +90,7 @@ from .identifiability.subspaces import Subspaces as Subspaces
 from .identifiability.subspaces import subspaces as subspaces
 from .identifiability.top_log_probabilities import DistanceBounds as DistanceBounds
 from .identifiability.top_log_probabilities import distance_bounds as distance_bounds
+from .identifiability.top_log_probabilities import equality_of_bounds as equality_of_bounds
 from .identifiability.verdict import Verdict as Verdict
 from .identifiability.verdict import all_or_none as all_or_none
 from .identifiability.wider import widen_predictor as widen_predictor
