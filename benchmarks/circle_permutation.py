@@ -7,11 +7,14 @@ the probability does, and the representations remain as different as they were.
 
 How far the contexts lie from the labels' directions the paper's table does not say. Here it is Gaussian, with a
 standard deviation of 0.05 in both coordinates, which gives the KLs of the table to 2.2 % (the last, which is rounded to
-one digit, to 7 %), and all that does not depend on it. Prints a table for people, and last one line of JSON.
+one digit, to 7 %), and all that does not depend on it. Prints a table for people, and last one line of JSON;
+`--out FOLDER` also saves this there, as `circle_permutation.json`.
 """
 
+import argparse
 import json
 import math
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -66,6 +69,9 @@ def figures(length: float) -> dict[str, float]:
 
 def main() -> None:
     """Print the paper's figures and ours."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, metavar="FOLDER")
+    given = parser.parse_args()
     found = {length: figures(length) for length in PAPER}
     rows = [
         {
@@ -78,7 +84,16 @@ def main() -> None:
         for length, row in found.items()
     ]
     print_columns("Seven labels on a circle, and a permutation of them", rows)
-    print(json.dumps({"benchmark": "circle_permutation", "paper": {"kl": PAPER, **PAPER_CONSTANT}, "ours": found}))
+    result = {
+        "benchmark": "circle_permutation",
+        "command": "python benchmarks/circle_permutation.py --out benchmarks/results",
+        "paper": {"kl": PAPER, **PAPER_CONSTANT},
+        "ours": found,
+    }
+    if given.out:
+        given.out.mkdir(parents=True, exist_ok=True)
+        (given.out / "circle_permutation.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps(result))
 
 
 if __name__ == "__main__":
