@@ -20,11 +20,8 @@ def canonical_correlations(
 ) -> Float64[Tensor, "smaller"]:
     """Canonical correlations of two sets of states, both centered over rows, largest first; zero where one of them has
     no variance left."""
-    bases = []
-    for part in torch.split(triangle(one, other, centered=True), [one.shape[1], other.shape[1]], dim=1):
-        u, values, _ = torch.linalg.svd(part, full_matrices=False)
-        bases.append(u[:, values > _SMALLEST * values[0]])
-    found = torch.linalg.svdvals(bases[0].T @ bases[1]).clamp(max=1)
+    (ours, _), (theirs, _) = _principal(one, other)
+    found = torch.linalg.svdvals(ours.T @ theirs).clamp(max=1)
     padded = torch.zeros(min(one.shape[1], other.shape[1]), dtype=torch.float64)
     padded[: len(found)] = found
     return padded
@@ -80,9 +77,21 @@ def cca_logit_bound(p: Predictor, q: Predictor) -> tuple[float, float]:
     bases = torch.split(triangle(p.g, q.g, centered=True), [p.d_model, q.d_model], dim=1)
     logits = [(each.f.double() - each.f.double().mean(0)) @ basis.T for each, basis in zip((p, q), bases, strict=True)]
     right = float((logits[0] - logits[1]).square().sum()) / len(p.f)
-    values = torch.linalg.svdvals(triangle(logits[0])).square() / len(p.f)
-    rho = canonical_correlations(*logits)
-    return float((values * (1 - rho.square())).sum()), right
+    (ours, values), (theirs, _) = _principal(*logits)
+    sines = torch.linalg.svdvals(ours - theirs @ (theirs.T @ ours)).flip(0)  # √(1 − ρ²), which would cancel
+    return float((values * sines).square().sum()) / len(p.f), right
+
+
+def _principal(
+    one: Float[Tensor, "row d_one"], other: Float[Tensor, "row d_other"]
+) -> list[tuple[Float64[Tensor, "d rank"], Float64[Tensor, "rank"]]]:
+    """Of both, centered over rows, the left singular vectors, in one basis, and the singular values."""
+    found = []
+    for part in torch.split(triangle(one, other, centered=True), [one.shape[1], other.shape[1]], dim=1):
+        u, values, _ = torch.linalg.svd(part, full_matrices=False)
+        kept = values > _SMALLEST * values[0]
+        found.append((u[:, kept], values[kept]))
+    return found
 
 
 def _standardized(states: Float[Tensor, "row d"]) -> Float64[Tensor, "row d"]:

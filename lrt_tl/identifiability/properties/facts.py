@@ -5,17 +5,16 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float64, Int
+from jaxtyping import Float, Float64, Int
 from torch import Tensor
 from torch.nn import functional
 
 from lrt_tl.errors import LrtError
-from lrt_tl.identifiability.predictor import Predictor
+from lrt_tl.identifiability.predictor import READS, Predictor
+from lrt_tl.models.hook_names import resolve_hook_name
 from lrt_tl.models.protocol import HookedModel
 from lrt_tl.steering.states import text_states
 from lrt_tl.text.batches import tokenize
-
-_READS = "unembed.hook_in"
 
 
 @runtime_checkable
@@ -105,13 +104,35 @@ def with_texts(
     predictor: Predictor, model: HookedModel, texts: Sequence[str], *, prepend_bos: bool = True
 ) -> Predictor:
     """The same predictor with one more context after each text, each a document of its own."""
-    states = text_states(model, texts, [_READS], position="last", prepend_bos=prepend_bos)[_READS].states
+    states = text_states(model, texts, [READS], position="last", prepend_bos=prepend_bos)[READS].states
     if predictor.d_model == states.shape[1] + 1:  # the unembedding has a bias
         states = functional.pad(states, (0, 1), value=1.0)
     new = int(predictor.documents.max()) + 1 + torch.arange(len(texts))
     return replace(
         predictor, f=torch.cat([predictor.f, states.to(predictor.f)]), documents=torch.cat([predictor.documents, new])
     )
+
+
+def subject_states(
+    model: HookedModel,
+    facts: Sequence[Fact],
+    *,
+    layer: int | None = None,
+    hook_name: str | None = None,
+    prepend_bos: bool = True,
+) -> Float[Tensor, "fact d_model"]:
+    """The state of each subject's last token at a layer, from which `relations.linearity` and `probing.probe_scores`
+    tell whether a relation is linear there already.
+
+    Args:
+        layer: the residual stream after this block, or `hook_name` another point of it.
+
+    Raises:
+        LrtError: a prompt does not name its subject, or the model is being steered.
+    """
+    name = resolve_hook_name(model, layer=layer, hook_name=hook_name)
+    until = [fact.prompt[: subject_end(fact)] for fact in facts]
+    return text_states(model, until, [name], position="last", prepend_bos=prepend_bos)[name].states
 
 
 def token_indices(predictor: Predictor, tokenizer: Any, words: Sequence[str]) -> list[int | None]:

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lrt_tl.errors import LrtError
-from lrt_tl.identifiability.predictor import unembedding
+from lrt_tl.identifiability.predictor import READS, unembedding
 from lrt_tl.identifiability.properties.facts import Fact, subject_end
 from lrt_tl.identifiability.properties.ridge import shuffled
 from lrt_tl.identifiability.properties.scores import N_NULL, Score, ratio_score
@@ -23,8 +23,6 @@ from lrt_tl.models.hook_names import resolve_hook_name
 from lrt_tl.models.protocol import HookedModel
 from lrt_tl.steering.handle import require_at_rest
 from lrt_tl.text.batches import pad, tokenize
-
-_READS = "unembed.hook_in"
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,6 +144,6 @@ def _run(
         found["f"] = activation[rows, prompts.last]
 
     device = model.cfg.device
-    with attached(model, [(hook_name, at_subject), (_READS, at_end)]):
+    with attached(model, [(hook_name, at_subject), (READS, at_end)]):
         model(prompts.tokens.to(device), attention_mask=prompts.mask.to(device).long())
     return found["s"].float().cpu(), found["f"].float().cpu()

@@ -8,8 +8,16 @@ import torch
 
 from lrt_tl.errors import LrtError
 from lrt_tl.identifiability.comparison import compare_models
-from lrt_tl.identifiability.properties.facts import facts_of, subject_end, texts_of_facts, token_indices, with_texts
+from lrt_tl.identifiability.properties.facts import (
+    facts_of,
+    subject_end,
+    subject_states,
+    texts_of_facts,
+    token_indices,
+    with_texts,
+)
 from lrt_tl.identifiability.properties.jacobian import faithfulness, mean_jacobian
+from lrt_tl.identifiability.properties.relations import linearity
 from lrt_tl.identifiability.reading import read_predictor
 from lrt_tl.models.attach import attached
 from lrt_tl.text.batches import tokenize
@@ -94,6 +102,18 @@ def test_at_the_last_point_before_the_norm_one_fact_is_told_as_the_model_tells_i
     relation = mean_jacobian(model, FACTS[:1], layer=2)
     assert faithfulness(model, relation, FACTS[:1], n_null=1).estimate == 1.0
     assert repr(relation) == "JacobianRelation(blocks.2.hook_resid_post, mean of 1 facts)"
+
+
+def test_relations_can_be_read_from_any_layer(pair: tuple[Any, Any]) -> None:
+    model = pair[1]
+    found = subject_states(model, FACTS, layer=1)
+    with torch.no_grad():
+        _, cache = model.run_with_cache(torch.tensor(tokenize(model.tokenizer, [FACTS[3].prompt])))
+    torch.testing.assert_close(found[3], cache["blocks.1.hook_resid_post"][0, 2], atol=1e-5, rtol=1e-5)
+    read = subject_states(model, FACTS, hook_name="blocks.3.hook_resid_post")
+    subjects = torch.arange(len(FACTS))
+    linear = (read @ torch.randn(24, 3, generator=torch.Generator().manual_seed(0))).double()
+    assert linearity(read, linear, subjects).estimate > linearity(found.roll(1, 0), linear, subjects).estimate
 
 
 def test_facts_that_no_jacobian_can_be_taken_of(bridges: tuple[Any, Any]) -> None:
