@@ -99,15 +99,16 @@ def distances(p: Predictor, q: Predictor) -> Distances:
     require_comparable(p, q)
     n_contexts, n_tokens = len(p.f), len(p.g)
     at_once, rows = (max(1, size // n_tokens) for size in (_PRODUCTS_AT_ONCE, _LOGITS_AT_ONCE))
-    parts: list[tuple[Tensor, ...]] = []
+    measures = torch.empty(len(MEASURES), n_contexts, dtype=torch.float64)
     with tqdm(total=n_contexts, desc="distances", unit=" contexts", leave=False) as progress:
         for start in range(0, n_contexts, at_once):
             products = [each.f[start : start + at_once] @ each.g.T for each in (p, q)]
-            for ours, theirs in zip(*(torch.split(each, rows) for each in products), strict=True):
-                parts.append(_measures(ours.double(), theirs.double()))
+            for first in range(0, len(products[0]), rows):
+                ours, theirs = (each[first : first + rows].double() for each in products)
+                found = torch.stack(_measures(ours, theirs))
+                measures[:, start + first : start + first + len(ours)] = found  # kept apart they would pin the heap
             progress.update(len(products[0]))
-    measures = [torch.cat(each) for each in zip(*parts, strict=True)]
-    if not all(bool(torch.isfinite(each).all()) for each in measures):
+    if not bool(torch.isfinite(measures).all()):
         raise LrtError(
             f"logits of {p.name} or {q.name} overflow {p.f.dtype}: give representations in a wider precision"
         )

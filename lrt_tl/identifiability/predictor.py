@@ -109,8 +109,10 @@ class Predictor:
         """Given that the next token is one of these: log-ratios of two of them stay what they are."""
         names = tuple(self.tokens[token] for token in tokens.tolist()) if self.tokens else ()
         size = max(1, _LOGITS_AT_ONCE // len(self.g))
-        parts = [slice(start, start + size) for start in range(0, len(self.f), size)]
-        coverage = torch.cat([self.logits(part).softmax(1)[:, tokens].sum(1) for part in parts])
+        coverage = torch.empty(len(self.f), dtype=torch.float64)
+        for start in range(0, len(self.f), size):
+            some = slice(start, start + size)
+            coverage[some] = self.logits(some).softmax(1)[:, tokens].sum(1)
         before = 1.0 if self.coverage is None else self.coverage
         return replace(self, g=self.g[tokens], tokens=names, coverage=coverage * before)
 
