@@ -1,6 +1,7 @@
-"""The demonstration on the bundled models, with few draws."""
+"""The demonstration on the bundled models, with few draws, on little text."""
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,16 @@ from lrt_tl.cli import main
 from lrt_tl.errors import LrtError
 from lrt_tl.evaluation.recovery import FEWEST_DRAWS
 from tests.checkpoints import has_hooked
+from tests.unchecked import without_type_checks
 
 
 @pytest.fixture(autouse=True)
-def _few_documents(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(demo, "N_DOCUMENTS", 500)
+def _little(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    few = {"N_DOCUMENTS": 200, "N_PAIRS": 32, "N_PROMPTS": 12, "COEFFICIENTS": (-0.5, 0.0, 0.5), "_STORY_TOKENS": 50}
+    for name, value in few.items():
+        monkeypatch.setattr(demo, name, value)
+    with without_type_checks():  # of the grammar, whose checks take a minute
+        yield
 
 
 def test_the_command_shows_what_was_carried_over(

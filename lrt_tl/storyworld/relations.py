@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 
 from lrt_tl.errors import LrtError
 from lrt_tl.storyworld.grammar import Forget, Reference, render, storyworld
@@ -54,6 +55,11 @@ def relation(name: str) -> Relation:
     """
     if name not in relation_names():
         raise LrtError(f"storyworld has no relation {name!r}: choose one of {', '.join(relation_names())}")
+    return _relation(name)
+
+
+@cache
+def _relation(name: str) -> Relation:
     table = storyworld().tables[name]
     seen, held_out = (
         tuple(fact for row in rows for fact in _facts(name, row)) for rows in (table.rows, table.held_out)

@@ -3,6 +3,7 @@
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import count, islice, pairwise
 
 from lrt_tl.errors import LrtError
@@ -134,7 +135,7 @@ def neutral_prompts(task: str, n: int = 64, *, seed: int = 0) -> list[str]:
     Raises:
         LrtError: there is no such task.
     """
-    return list(_decisions(find_task(task), n, seed))
+    return list(_decisions(task, n, seed))
 
 
 def behavior(task: str, n: int = 64, *, seed: int = 0) -> Behavior:
@@ -144,7 +145,7 @@ def behavior(task: str, n: int = 64, *, seed: int = 0) -> Behavior:
         LrtError: there is no such task.
     """
     chosen = find_task(task)
-    decisions = _decisions(chosen, n, seed)
+    decisions = _decisions(task, n, seed)
     if chosen.options:
         sides = [
             tuple(f" {word}" for words in decisions.values() for word, value in words.items() if value == side)
@@ -160,9 +161,10 @@ def behavior(task: str, n: int = 64, *, seed: int = 0) -> Behavior:
     return Behavior(task, tuple(decisions), AnswerTokens(*answers))
 
 
-def _decisions(task: Task, n: int, seed: int) -> dict[str, dict[str, str]]:
+@cache
+def _decisions(name: str, n: int, seed: int) -> Mapping[str, Mapping[str, str]]:
     """Of each neutral prompt: the next words that decide, and for which value."""
-    found: dict[str, dict[str, str]] = {}
+    task, found = find_task(name), dict[str, dict[str, str]]()
     for index in range(20 * n):
         value = (task.positive, task.negative)[index % 2]
         sample = draw(storyworld(), random.Random(f"prompt {seed} {index}"), {**task.given, task.variable: value})

@@ -2,7 +2,7 @@
 
 import gc
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +40,12 @@ class Loaders:
 
 
 @pytest.fixture
-def loaders(folders: tuple[Path, Path]) -> Loaders:
+def loaders(folders: tuple[Path, Path]) -> Iterator[Loaders]:
+    """Before each model all memory is searched for the one before it; not for what other tests have left."""
     gc.collect()
-    return Loaders(folders)
+    gc.freeze()
+    yield Loaders(folders)
+    gc.unfreeze()
 
 
 def test_the_moments_are_the_same_bit_for_bit(

@@ -42,9 +42,11 @@ def test_language_from_another_language_is_no_go(script: Any, committed: dict[st
     assert all(script.judged(row) != "go" for row in rows)
 
 
-def test_a_sample_of_the_campaign(script: Any, committed: dict[str, Any]) -> None:
+def test_a_sample_of_the_campaign(script: Any, committed: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """Tense, and five other behaviors' vectors in its place, from small to layer 3 of large: the same figures, but
-    for the share beyond random weights, which takes another map."""
+    for the share beyond random weights, which takes another map, and that above shuffled maps, which here takes less
+    text."""
+    monkeypatch.setattr(script, "_SHUFFLED_DOCUMENTS", 100)
     with without_type_checks():  # of the grammar, whose checks take a minute
         moments = script.harvested(script.model("small"), "large")
         vectors, affine_map = script.carried(moments, script.own_vectors("small", script.SEEDS["large"]), 0)

@@ -16,6 +16,7 @@ from lrt_tl.evaluation.pareto import _compare, _cost_ratio, _kl_at, pareto
 from lrt_tl.models.identity import site_of
 from lrt_tl.steering.vector import SteeringVector
 from tests.checkpoints import PROMPTS
+from tests.unchecked import without_type_checks
 
 HOOK = "blocks.2.hook_resid_post"
 TEXTS = ["word1 word2 word7 word9", "word9 word30 word4", "word3 word5 word6 word8 word10 word11"]
@@ -122,7 +123,8 @@ def test_intervals_hold_the_truth() -> None:
         effects = dose * (torch.tensor([2.0, 1.5]).double()[:, None, None] + noise)
         sizes = torch.full((40,), 8.0).double()
         kls = dose**2 * torch.tensor([1.0, 1.2]).double()[:, None, None] * (1 + torch.rand(40, generator=generator))
-        found = _cost_ratio(effects, kls, sizes, None, seed=trial)
+        with without_type_checks():  # of each of 2,000 resamples, which take most of the time
+            found = _cost_ratio(effects, kls, sizes, None, seed=trial)
         assert found.low is not None
         assert found.high is not None
         held += found.low <= 1.2 * (2 / 1.5) ** 2 <= found.high

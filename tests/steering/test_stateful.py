@@ -271,7 +271,7 @@ def test_any_sequence_of_steering_and_use(folders: tuple[Path, Path], model_clas
     }
     machine = type("SteeredModel", (SteeredModel,), known)
     wanted = settings(
-        max_examples=500,
+        max_examples=250,
         stateful_step_count=8,
         deadline=None,
         derandomize=True,

@@ -4,6 +4,8 @@ from lrt_tl.errors import LrtError
 from lrt_tl.storyworld.judge import score
 from lrt_tl.storyworld.language import samples
 
+pytestmark = pytest.mark.usefixtures("unchecked")
+
 LATENTS = ("language", "mood", "tense", "narrator", "register", "weather", "hero")
 
 

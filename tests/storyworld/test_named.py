@@ -1,18 +1,15 @@
 import pytest
 
 from lrt_tl.errors import LrtError
-from lrt_tl.storyworld.named import (
-    N_DOCUMENTS,
-    default_documents,
-    named_behavior,
-    named_contrast_pairs,
-    named_documents,
-)
+from lrt_tl.storyworld import named as module
+from lrt_tl.storyworld.language import documents
+from lrt_tl.storyworld.named import default_documents, named_behavior, named_contrast_pairs, named_documents
 from lrt_tl.storyworld.tasks import behavior, contrast_pairs
 
 
-def test_names_stand_for_what_storyworld_has() -> None:
-    assert len(named_documents("storyworld")) == N_DOCUMENTS
+def test_names_stand_for_what_storyworld_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "N_DOCUMENTS", 30)
+    assert named_documents("storyworld") == documents(30)
     assert named_contrast_pairs("storyworld:tense") == contrast_pairs("tense")
     assert named_behavior("storyworld:refusal") == behavior("refusal")
 

@@ -8,6 +8,8 @@ from lrt_tl.evaluation.capability import capability
 from lrt_tl.storyworld.questions import fact_questions
 from lrt_tl.storyworld.relations import relation, relation_names
 
+pytestmark = pytest.mark.usefixtures("unchecked")
+
 
 def test_the_answer_is_the_facts_and_the_other_choices_are_its_relations() -> None:
     facts = {fact.prompt: (fact, name) for name in relation_names() for fact in relation(name).seen}

@@ -5,6 +5,8 @@ from lrt_tl.storyworld.language import samples
 from lrt_tl.storyworld.parse import Parser, split_words
 from lrt_tl.storyworld.relations import relation, relation_names
 
+pytestmark = pytest.mark.usefixtures("unchecked")
+
 
 def test_there_are_eight_relations_of_thirty_subjects_and_some_held_out() -> None:
     assert len(relation_names()) >= 8

@@ -6,6 +6,8 @@ from lrt_tl.storyworld.grammar import storyworld
 from lrt_tl.storyworld.parse import Parser, split_words
 from lrt_tl.storyworld.tasks import TASKS, behavior, contrast_pairs, find_task, neutral_prompts, variable_of
 
+pytestmark = pytest.mark.usefixtures("unchecked")
+
 LATENTS = ("language", "mood", "tense", "narrator", "register", "weather", "hero", "harm")
 
 

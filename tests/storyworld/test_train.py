@@ -5,10 +5,12 @@ import json
 import math
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,7 @@ from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lrt_tl.errors import LrtError
+from lrt_tl.storyworld import packing
 from lrt_tl.storyworld import train as module
 from lrt_tl.storyworld.checkpoint import Progress
 from lrt_tl.storyworld.language import documents
@@ -38,6 +41,7 @@ from lrt_tl.storyworld.train import (
     train,
 )
 from tests.storyworld.test_recipe import TINY
+from tests.unchecked import without_type_checks
 
 pytestmark = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="training needs torch.optim.Muon")
 
@@ -45,11 +49,39 @@ LEARNER = replace(TINY, name="learner", tokens=160 * 1024, batch_tokens=1024)
 SHORT = replace(TINY, name="short", tokens=6 * 1024, batch_tokens=1024)
 
 
+@cache
+def drawn_once(n: int, seed: int) -> list[str]:
+    with without_type_checks():
+        return documents(n, seed)
+
+
+class InThisProcess:
+    """Chunks are made when they are needed, without another process, which would first import torch."""
+
+    def __init__(self, *_: Any, **__: Any) -> None: ...
+
+    def __enter__(self) -> "InThisProcess":
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def shutdown(self, **_: Any) -> None: ...
+
+    def submit(self, rows: Callable[[int], Rows], chunk: int) -> Any:
+        def result() -> Rows:
+            with without_type_checks():
+                return rows(chunk)
+
+        return SimpleNamespace(result=result)
+
+
 @pytest.fixture(autouse=True, scope="module")
 def few_samples() -> Iterator[None]:
-    """Tokenizers from 1,000 documents, not 8,000."""
+    """Tokenizers from 1,000 documents, not 8,000, which are drawn once."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "_SAMPLES", 1000)
+        patch.setattr(module, "documents", drawn_once)
+        patch.setattr(packing, "ProcessPoolExecutor", InThisProcess)
         yield
 
 
