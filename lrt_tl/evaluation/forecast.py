@@ -1,6 +1,7 @@
 """What recovery to expect of a vector carried to a target, before the target is ever steered."""
 
 import html
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -13,9 +14,10 @@ from lrt_tl.alignment.affine_map import AffineMap
 from lrt_tl.alignment.fit import fit_affine_map
 from lrt_tl.alignment.layer_search import LayerSearch
 from lrt_tl.artifacts import typed
-from lrt_tl.errors import LrtError
+from lrt_tl.errors import LrtError, MismatchError
 from lrt_tl.evaluation.comparability import Comparability, comparability, effective_dimension, held_out_batches
 from lrt_tl.evaluation.forecasting import FEATURES, learnt
+from lrt_tl.evaluation.middle import worth_in_the_middle
 from lrt_tl.evaluation.stitched import (
     MappedStates,
     StitchedLoss,
@@ -26,6 +28,7 @@ from lrt_tl.evaluation.stitched import (
     stitched_loss,
     token_share,
 )
+from lrt_tl.identifiability.verdict import Verdict
 from lrt_tl.models.hook_names import check_writable, layer_of, resolve_hook_name
 from lrt_tl.models.identity import identify, require_same_model
 from lrt_tl.models.protocol import HookedModel
@@ -118,6 +121,9 @@ class Forecast:
     """Features beyond all that was seen in learning, in words."""
     unknown: tuple[str, ...] = ()
     """Features that are learnt from and not known here; they are taken to be what they are on average."""
+    distances: dict[str, float] | None = None
+    """Of the models' output distributions, as `Verdict.distance_features` has them, where the two were compared: shown,
+    and not learnt from."""
 
     @property
     def predicts(self) -> bool:
@@ -125,16 +131,36 @@ class Forecast:
         return self.error < self.error_of_mean
 
     def rows(self) -> list[dict[str, str]]:
-        """For a table, a row a feature."""
-        found = []
-        for key, value in asdict(self.features).items():
+        """For a table, a row a feature, and how it went along with recovery (see `in_the_middle`)."""
+        found, worth = [], worth_in_the_middle()
+        for key, value in {**asdict(self.features), **(self.distances or {})}.items():
             name = key.replace("_", " ")
             named = re.compile(rf"{re.escape(name)} -?[\d.]")
             beyond = next((f"extrapolates: {each}" for each in self.extrapolates if named.match(each)), "")
             row = {"feature": name, "value": "" if value is None else f"{value:.3g}"}
             learnt_from = "yes" if key in FEATURES else "no"
-            found.append({**row, "learnt from": learnt_from, "note": "not known here" if value is None else beyond})
+            went_along = worth[key].shown() if key in worth else ""
+            row |= {"learnt from": learnt_from, "rank correlation with recovery": went_along}
+            found.append({**row, "note": "not known here" if value is None else beyond})
         return found
+
+    def in_the_middle(self) -> str:
+        """What the distance of output distributions tells of a transfer between middle layers, about which the theory
+        of linear identifiability is silent: as measured."""
+        everything, apart = worth_in_the_middle(), worth_in_the_middle(trained_apart=True)
+        best = max(FEATURES, key=lambda name: abs(everything[name].estimate))
+
+        def said(name: str) -> str:
+            whole, some = everything[name], apart[name]
+            return (
+                f"{whole.shown()} over {whole.n_pairs} pairs of models, {some.shown()} over the {some.n_pairs} of them "
+                "that were trained apart"
+            )
+
+        return (
+            "How far apart output distributions are (divergence) had a rank correlation with recovery between middle "
+            f"layers of {said('divergence')}; {best.replace('_', ' ')}, which is learnt from, of {said(best)}."
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Everything, ready for JSON."""
@@ -170,7 +196,8 @@ class Forecast:
         )
 
     def _repr_html_(self) -> str:
-        return f"<p>{html.escape(str(self))}</p>{html_columns(self.rows())}"
+        said = (html.escape(str(self)), html.escape(self.in_the_middle()))
+        return f"<p>{said[0]}</p>{html_columns(self.rows())}<p>{said[1]}</p>"
 
 
 def forecast(
@@ -182,6 +209,7 @@ def forecast(
     affine_map: AffineMap | None = None,
     layer: int | None = None,
     search: LayerSearch | None = None,
+    verdict: Verdict | None = None,
     batch_size: int = 16,
     prepend_bos: bool = True,
 ) -> Forecast:
@@ -195,12 +223,14 @@ def forecast(
             that was fitted without the texts that the vector is to be tried on.
         layer: of the target, at which a map ends that is fitted here; by default the one at half of its depth.
         search: a search of layers between the two models, where one is at hand: shown, and not learnt from.
+        verdict: of source and target, in this order, where they were compared: its distances are shown, and not learnt
+            from.
 
     Raises:
         LrtError: there is no test document, a model is being steered, or what `fit_affine_map` refuses.
-        MismatchError: map, vector and models do not belong together.
+        MismatchError: map, vector, verdict and models do not belong together.
     """
-    options: dict[str, Any] = {"affine_map": affine_map, "layer": layer, "search": search}
+    options: dict[str, Any] = {"affine_map": affine_map, "layer": layer, "search": search, "verdict": verdict}
     options |= {"batch_size": batch_size, "prepend_bos": prepend_bos}
     return forecasts(source, target, documents, [vector], **options)[0]
 
@@ -214,6 +244,7 @@ def forecasts(
     affine_map: AffineMap | None = None,
     layer: int | None = None,
     search: LayerSearch | None = None,
+    verdict: Verdict | None = None,
     batch_size: int = 16,
     prepend_bos: bool = True,
 ) -> list[Forecast]:
@@ -230,9 +261,10 @@ def forecasts(
     elif layer is not None:
         raise LrtError(f"layer={layer} is of a map that is fitted here; the one given ends at {affine_map.target}")
     _check_map(affine_map, source, target)
+    apart = None if verdict is None else _distances(verdict, source, target)
     batches = held_out_batches(source, target, documents, batch_size=batch_size, prepend_bos=prepend_bos)
     measured = measure_map(source, target, affine_map, batches)
-    return [_forecast(features_of(measured, source, target, found, search)) for found in each_at]
+    return [_forecast(features_of(measured, source, target, found, search), apart) for found in each_at]
 
 
 @dataclass(frozen=True)
@@ -327,7 +359,15 @@ def _check_map(affine_map: AffineMap, source: HookedModel, target: HookedModel) 
     check_writable(target, affine_map.target.hook_name)
 
 
-def _forecast(features: Features) -> Forecast:
+def _distances(verdict: Verdict, source: HookedModel, target: HookedModel) -> dict[str, float]:
+    names = (str(source.cfg.model_name), str(target.cfg.model_name))
+    if verdict.names != names:
+        told, wanted = (" and ".join(each) for each in (verdict.names, names))
+        raise MismatchError(f"the verdict is of {told}, in this order, not of {wanted}")
+    return {name: value for name, value in verdict.distance_features().items() if math.isfinite(value)}
+
+
+def _forecast(features: Features, distances: dict[str, float] | None) -> Forecast:
     forecaster, known = learnt(), asdict(features)
     estimate, low, high = forecaster.forecast(known)
     return Forecast(
@@ -343,4 +383,5 @@ def _forecast(features: Features) -> Forecast:
         forecaster.n_transfers,
         forecaster.extrapolates(known),
         tuple(name for name in FEATURES if known[name] is None),
+        distances,
     )

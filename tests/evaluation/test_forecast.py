@@ -1,5 +1,6 @@
 """What is known before the target is steered, on small random models: each figure beside where it comes from."""
 
+import html
 import json
 from dataclasses import asdict, replace
 from typing import Any
@@ -14,11 +15,14 @@ from lrt_tl.errors import LrtError, MismatchError
 from lrt_tl.evaluation.comparability import effective_dimension, held_out_batches
 from lrt_tl.evaluation.forecast import Forecast, forecast, forecasts
 from lrt_tl.evaluation.forecasting import FEATURES, learnt
+from lrt_tl.evaluation.middle import worth_in_the_middle
 from lrt_tl.evaluation.stitched import correlation_along, mapped_states, r2_along, stitched_loss, token_share
+from lrt_tl.identifiability.verdict import all_or_none
 from lrt_tl.models.identity import site_of
 from lrt_tl.steering.extraction import mean_difference
 from lrt_tl.steering.vector import SteeringVector
 from tests.checkpoints import PAIRS
+from tests.identifiability.planted import equal_pair
 
 
 @pytest.fixture(scope="module")
@@ -113,6 +117,36 @@ def test_a_search_of_layers_is_shown_and_not_learnt_from(
     searched = forecast(*bridges, texts, vectors, affine_map=affine_map, search=search)
     assert searched.features.above_null == pytest.approx(0.5)
     assert replace(searched, features=found.features) == found
+
+
+def test_a_comparison_is_shown_and_not_learnt_from(
+    found: Forecast, bridges: Any, texts: list[str], affine_map: AffineMap, vectors: list[SteeringVector]
+) -> None:
+    names = [model.cfg.model_name for model in bridges]
+    predictors = [replace(each, name=name) for each, name in zip(equal_pair(), names, strict=True)]
+    verdict = all_or_none(*predictors, {}, epsilon=1.0)
+    compared = forecast(*bridges, texts, vectors, affine_map=affine_map, verdict=verdict)
+    assert compared.distances == verdict.distance_features()
+    assert replace(compared, distances=None) == found
+    assert Forecast.from_json(json.loads(json.dumps(compared.to_json(), allow_nan=False))) == compared
+    row = {row["feature"]: row for row in compared.rows()}["context worst r2"]
+    assert (row["value"], row["learnt from"]) == (f"{verdict.distance_features()['context_worst_r2']:.3g}", "no")
+    back = all_or_none(*reversed(predictors), {}, epsilon=1.0)
+    with pytest.raises(MismatchError, match="in this order"):
+        forecast(*bridges, texts, vectors, affine_map=affine_map, verdict=back)
+
+
+def test_it_says_what_distances_told_of_the_middle(found: Forecast) -> None:
+    worth, apart = worth_in_the_middle(), worth_in_the_middle(trained_apart=True)
+    rows = {row["feature"].replace(" ", "_"): row["rank correlation with recovery"] for row in found.rows()}
+    for name in ("divergence", "agreement", *FEATURES):
+        assert rows[name] == worth[name].shown()
+    assert rows["above_null"] == ""
+    said = found.in_the_middle()
+    for name in ("divergence", max(FEATURES, key=lambda name: abs(worth[name].estimate))):
+        assert f"of {worth[name].shown()} over {worth[name].n_pairs} pairs of models" in said
+        assert f"{apart[name].shown()} over the {apart[name].n_pairs} of them that were trained apart" in said
+    assert said in html.unescape(found._repr_html_())
 
 
 def test_it_shows_itself_and_comes_back_from_json(found: Forecast) -> None:
