@@ -114,7 +114,7 @@ def distances(p: Predictor, q: Predictor) -> Distances:
         )
     whole, never = torch.ones(n_contexts, dtype=torch.float64), torch.zeros(n_contexts, dtype=torch.bool)
     coverage = [whole if each.coverage is None else each.coverage for each in (p, q)]
-    return _distances(measures, [*coverage, never, never], p.documents)
+    return _distances(measures.unbind(), [*coverage, never, never], p.documents)
 
 
 def distances_of_logits(
