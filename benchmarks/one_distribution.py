@@ -21,13 +21,12 @@ from lrt_tl.identifiability.comparison import properties_of, texts_of_relations
 from lrt_tl.identifiability.predictor import Predictor
 from lrt_tl.identifiability.properties.facts import with_texts
 from lrt_tl.identifiability.properties.scores import Property, PropertyScores
-from lrt_tl.identifiability.properties.steering import steering_mismatch
 from lrt_tl.identifiability.reading import read_predictor
 from lrt_tl.identifiability.similarity import mean_cca
 from lrt_tl.identifiability.subspaces import Subspaces
 from lrt_tl.identifiability.verdict import Verdict, all_or_none
 from lrt_tl.report.style import OTHERS, SYMBOLS, layout
-from lrt_tl.storyworld.relations import relation_names
+from lrt_tl.storyworld.named import default_relations
 from lrt_tl.storyworld.tasks import contrast_pairs
 from lrt_tl.tables import print_columns
 
@@ -37,15 +36,7 @@ MOST_MISMATCH = 0.1
 """Of what a vector does at the output, the share that may be lost or added where it is carried."""
 N_CONTEXTS, N_DOCUMENTS, N_PAIRS, SEED = 2500, 80, 30, 77
 TASKS = ("mood", "register", "language", "refusal")
-RELATIONS = {
-    name: [fact for fact in storyworld.relation(name).seen if not fact.prompt.endswith("?")]
-    for name in relation_names()
-}
-"""After a question the answer has a capital, and is another token."""
-WORDS = {
-    name: sorted({(f" {fact.subject}", fact.answer) for fact in RELATIONS[name] if f" {fact.subject}" != fact.answer})
-    for name in ("comparative", "superlative")
-}
+PARALLEL = ("comparative", "superlative")
 COMMAND = "python benchmarks/one_distribution.py --out benchmarks/results"
 ITSELF, APART = "itself", ("large-b", "medium", "small", "medium-early", "medium-foreign", "untrained")
 LABELLED = APART[:3]
@@ -83,16 +74,12 @@ def contrasts(texts: list[str], first: int) -> dict[str, tuple[Tensor, Tensor]]:
     return found
 
 
-def figures(
-    name: str, verdict: Verdict, p: Predictor, q: Predictor, sides: Mapping[str, tuple[Tensor, Tensor]]
-) -> dict[str, Any]:
+def figures(name: str, verdict: Verdict, p: Predictor, q: Predictor) -> dict[str, Any]:
     """What is kept of one model beside `large`. Vectors are carried from `large` to it."""
-    vectors = {task: p.f[one].mean(0) - p.f[other].mean(0) for task, (one, other) in sides.items()}
     features = verdict.distance_features() | {
         "mean_cca_contexts": mean_cca(p.f, q.f),
         "mean_cca_tokens": mean_cca(p.g, q.g),
     }
-    mismatch = {task: steering_mismatch(p, q, vector, verdict.equivalences[1]) for task, vector in vectors.items()}
     return {
         "model": name,
         "ladder": ladder_of(name),
@@ -100,7 +87,7 @@ def figures(
         "against": list(verdict.against),
         "at_most": verdict.equality.upper,
         "features": rounded(features),
-        "steering_mismatch": rounded(mismatch),
+        "steering_mismatch": rounded({task: there for task, (there, _) in verdict.steering_mismatch.items()}),
         "properties": {
             of: {
                 "verdict": each.answer,
@@ -163,6 +150,7 @@ def row(found: Mapping[str, Any]) -> dict[str, str]:
 def answer(found: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     """How far copies may be moved: for each thing that should stay, the last copy, by KL, before the first that loses
     it, and that one; along each ladder the last of the steps before the first that loses it."""
+    found = list(found)
     of_copies = sorted((each for each in found if each["ladder"]), key=lambda each: each["features"]["kl"])
     kept = {
         "the premise": lambda each: each["premise"],
@@ -183,7 +171,9 @@ def answer(found: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
             "first_lost_at": first and {"model": first["model"], "kl": first["features"]["kl"]},
             "ladders": along,
         }
-    return {"reached": reached, "sentence": sentence(reached)}
+    own = {kind: [one for one, _ in scores(found[0], kind)] for kind in KINDS}
+    of_large = {kind: float(f"{sum(each) / len(each):.4g}") for kind, each in own.items()}
+    return {"reached": reached, "mean_score_of_large": of_large, "sentence": sentence(reached, of_large)}
 
 
 def turn(ordered: list[Mapping[str, Any]], keeps: Any) -> tuple[Mapping[str, Any] | None, Mapping[str, Any] | None]:
@@ -192,19 +182,24 @@ def turn(ordered: list[Mapping[str, Any]], keeps: Any) -> tuple[Mapping[str, Any
     return (ordered[lost - 1] if lost else None), (ordered[lost] if lost < len(ordered) else None)
 
 
-def sentence(reached: Mapping[str, Any]) -> str:
+def sentence(reached: Mapping[str, Any], of_large: Mapping[str, float]) -> str:
     """The answer in words."""
     said = {
         "the premise": f"One distribution (KL under {EPSILON:g}, worst R² over {LEAST_R2:g}, duality under "
         f"{MOST_DUALITY:g})",
         "steering": f"Steering at the output (all but {MOST_MISMATCH:g} of the effect)",
-        "relational linearity": f"Relational linearity (effective scores within {AGREEMENT:g})",
-        "parallelism": f"Parallelism (effective scores within {AGREEMENT:g})",
+        **{
+            kind: f"{kind.capitalize()} (effective scores within {AGREEMENT:g}; in large {of_large[kind]:.2f})"
+            for kind in KINDS
+        },
     }
     parts = []
     for what, words in said.items():
         along, first = reached[what]["ladders"], reached[what]["first_lost_at"]
-        steps = ", ".join(f"{last or 'none'} (not {lost})" if lost else str(last) for last, lost in along.values())
+        steps = ", ".join(
+            f"{ladder}: {last or 'none'} (not {lost})" if lost else f"{ladder}: {last}"
+            for ladder, (last, lost) in along.items()
+        )
         until = f"lost first at KL {first['kl']:.2g}, by {first['model']}" if first else "lost by none"
         parts.append(f"{words} is kept down to {steps}; {until}.")
     return " ".join(parts)
@@ -272,24 +267,24 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="folder for one_distribution.json and one_distribution.html")
     given = parser.parse_args()
     documents = storyworld.documents(N_DOCUMENTS, seed=SEED)
+    large = storyworld.load("large")
+    relations = default_relations(large)
     of_tasks = [
         text for task in TASKS for pair in contrast_pairs(task, N_PAIRS) for text in (pair.positive, pair.negative)
     ]
-    texts = list(dict.fromkeys([*texts_of_relations(RELATIONS), *of_tasks]))
-    large = storyworld.load("large")
+    texts = list(dict.fromkeys([*texts_of_relations(relations), *of_tasks]))
     plain, whole = read(large, documents, texts)
-    properties = {
-        name: remembered(each, whole)
-        for name, each in properties_of(plain, large.tokenizer, RELATIONS, WORDS).items()
-        if not name.endswith("linear subspaces")
-    }
+    wanted = [f"{name}: relational linearity" for name in relations] + [f"{name}: parallelism" for name in PARALLEL]
+    measures = properties_of(plain, large.tokenizer, relations, {}, texts)
+    properties = {name: remembered(measures[name], whole) for name in wanted}
     sides = contrasts(texts, len(plain.f))
     allowed = {"epsilon": EPSILON, "least_r2": LEAST_R2, "most_duality": MOST_DUALITY, "agreement": AGREEMENT}
     found = []
     for name in (ITSELF, *copies(), *APART):
         other = large if name == ITSELF else load_copy(name) if name in copies() else load(name, "bridge")
         _, theirs = read(other, documents, texts)
-        found.append(figures(name, all_or_none(whole, theirs, properties, **allowed), whole, theirs, sides))
+        verdict = all_or_none(whole, theirs, properties, contrasts=sides, **allowed)
+        found.append(figures(name, verdict, whole, theirs))
         print(row(found[-1]), flush=True)
     print_columns("One distribution?", map(row, found))
     answered = answer(found)

@@ -92,9 +92,10 @@ def test_the_answer_is_the_last_before_the_first_that_loses(script: Any) -> None
     assert reached["parallelism"]["ladders"]["pruned"] == [None, "30% pruned"]
     assert reached["steering"]["first_lost_at"]["model"] == "3 bits"
     assert reached["steering"]["ladders"]["pruned"] == ["30% pruned", None]
-    assert "duality under 0.1) is kept down to 8 bits (not 4 bits), 30% pruned" in answered["sentence"]
+    assert "is kept down to quantized: 8 bits (not 4 bits), pruned: 30% pruned, trained" in answered["sentence"]
     assert "lost first at KL 0.003, by 4 bits." in answered["sentence"]
-    assert "none (not 30% pruned)" in answered["sentence"]
+    assert "pruned: none (not 30% pruned)" in answered["sentence"]
+    assert answered["mean_score_of_large"] == {"parallelism": 0.8, "relational linearity": 0.8}
 
 
 def test_the_committed_answer_comes_from_the_committed_results(script: Any, committed: dict[str, Any]) -> None:
