@@ -1,5 +1,6 @@
 """A pair of small models with one tokenizer, in both of TransformerLens's classes, and text for them."""
 
+import gc
 import json
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,13 @@ from transformers import GPT2Config, GPTNeoXConfig
 
 from lrt_tl.models.loading import load_model
 from tests.checkpoints import CLASSES, D_VOCAB, PAIRS, PROMPTS, WORDS, save_checkpoint
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _imports_are_no_garbage() -> None:
+    """They are millions of objects, and would be looked through each time that memory is searched for models."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,7 @@
 """What the rest of the package asks of a model: `HookedTransformer` and `TransformerBridge` both fit."""
 
 from collections.abc import Callable
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -30,8 +30,10 @@ class HookedModel(Protocol):
     @property
     def W_E(self) -> Tensor: ...  # noqa: N802
 
-    @property
-    def hook_dict(self) -> dict[str, Any]: ...
+    if TYPE_CHECKING:  # `isinstance` would ask for it each time, and a Bridge makes it anew, in milliseconds
+
+        @property
+        def hook_dict(self) -> dict[str, Any]: ...
 
     def __call__(self, input: Any, *args: Any, **kwargs: Any) -> Any: ...
 
