@@ -2,7 +2,7 @@
 the data, the initial weights, the documents, the width, the length of the training; or taught by the reference.
 
 `python benchmarks/what_learning_does.py` prints a table for people, and last one line of JSON; `--out FOLDER` adds both
-as files, and a figure. It trains some forty models, which takes about a quarter of an hour on two cores.
+as files, and a figure. It trains 38 models, half an hour of processor time that two processes share.
 """
 
 import argparse
@@ -25,10 +25,10 @@ from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lrt_tl import fit_affine_map, storyworld
+from lrt_tl.identifiability.all_or_none import all_or_none
 from lrt_tl.identifiability.equivalence import Equivalence
 from lrt_tl.identifiability.reading import read_predictors
 from lrt_tl.identifiability.similarity import mean_cca
-from lrt_tl.identifiability.verdict import all_or_none
 from lrt_tl.models.loading import BUNDLED, load_model
 from lrt_tl.storyworld.quality import excess_loss
 from lrt_tl.tables import print_columns
@@ -43,7 +43,11 @@ ALONE = ("storyworld-large-b", "storyworld-large")
 
 
 def compare(pair: tuple[str, str], folder: Path) -> dict[str, Any]:
-    """The figures of a model and its reference; of two ways, the lesser likeness."""
+    """The figures of a model and its reference; of two ways, the lesser likeness.
+
+    Of k and k′ > k dimensions that is of the larger from the smaller, which is never whole: even at its best the
+    duality's residual is √(1 − k/k′), 0.50 of 48 and 64, 0.58 of 64 and 96.
+    """
     kept = [folder / name if (folder / name).is_dir() else BUNDLED / name for name in pair]
     model, reference = map(load_model, kept)
     documents = storyworld.documents(N_COMPARED, seed=SEED)
