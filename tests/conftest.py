@@ -15,7 +15,7 @@ from tests.checkpoints import CLASSES, D_VOCAB, PAIRS, PROMPTS, WORDS, save_chec
 
 @pytest.fixture(scope="session", autouse=True)
 def _imports_are_no_garbage() -> None:
-    """They are millions of objects, and would be looked through each time that memory is searched for models."""
+    """Hundreds of thousands of objects would be looked through each time that memory is searched for models."""
     gc.collect()
     gc.freeze()
 
