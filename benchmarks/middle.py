@@ -30,9 +30,9 @@ from lrt_tl import storyworld
 from lrt_tl.evaluation.forecasting import FEATURES, Line, clipped, geometric_mean, rank_correlation
 from lrt_tl.evaluation.intervals import percentiles, resamples
 from lrt_tl.evaluation.middle import FORMAT_VERSION, rank_correlation_over_pairs
+from lrt_tl.identifiability.all_or_none import all_or_none
 from lrt_tl.identifiability.distribution import distances as distances_between
 from lrt_tl.identifiability.reading import read_predictors
-from lrt_tl.identifiability.verdict import all_or_none
 from lrt_tl.tables import print_columns
 
 RESULTS = Path(__file__).parent / "results"

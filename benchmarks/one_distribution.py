@@ -17,6 +17,7 @@ from storyworld_transfer import load
 from torch import Tensor
 
 from lrt_tl import storyworld
+from lrt_tl.identifiability.all_or_none import all_or_none
 from lrt_tl.identifiability.comparison import properties_of, texts_of_relations
 from lrt_tl.identifiability.predictor import Predictor
 from lrt_tl.identifiability.properties.facts import with_texts
@@ -24,7 +25,7 @@ from lrt_tl.identifiability.properties.scores import Property, PropertyScores
 from lrt_tl.identifiability.reading import read_predictor
 from lrt_tl.identifiability.similarity import mean_cca
 from lrt_tl.identifiability.subspaces import Subspaces
-from lrt_tl.identifiability.verdict import Verdict, all_or_none
+from lrt_tl.identifiability.verdict import Verdict
 from lrt_tl.report.style import OTHERS, SYMBOLS, layout
 from lrt_tl.storyworld.named import default_relations
 from lrt_tl.storyworld.tasks import contrast_pairs

@@ -64,6 +64,7 @@ from .evaluation.samples import sample_texts as sample_texts
 from .evaluation.side_effects import SideEffects as SideEffects
 from .evaluation.side_effects import side_effects as side_effects
 from .evaluation.strength import Strength as Strength
+from .identifiability.all_or_none import all_or_none as all_or_none
 from .identifiability.comparison import Contrast as Contrast
 from .identifiability.comparison import compare_models as compare_models
 from .identifiability.distribution import Distances as Distances
@@ -92,7 +93,6 @@ from .identifiability.top_log_probabilities import DistanceBounds as DistanceBou
 from .identifiability.top_log_probabilities import distance_bounds as distance_bounds
 from .identifiability.top_log_probabilities import equality_of_bounds as equality_of_bounds
 from .identifiability.verdict import Verdict as Verdict
-from .identifiability.verdict import all_or_none as all_or_none
 from .identifiability.wider import widen_predictor as widen_predictor
 from .models.loading import load_model as load_model
 from .models.reinitialized import reinitialized as reinitialized

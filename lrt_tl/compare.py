@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from lrt_tl.identifiability.all_or_none import EPSILON
 from lrt_tl.identifiability.comparison import (
     Contrast,
     Relations,
@@ -12,7 +13,6 @@ from lrt_tl.identifiability.comparison import (
 )
 from lrt_tl.identifiability.reading import N_CONTEXTS
 from lrt_tl.identifiability.relation_files import read_relations
-from lrt_tl.identifiability.verdict import EPSILON
 from lrt_tl.models.identity import identify
 from lrt_tl.models.protocol import HookedModel
 from lrt_tl.runs.comparison import ComparisonRun
@@ -29,6 +29,7 @@ def compare(
     relations: Any = None,
     contrasts: Mapping[str, Contrast] | None = None,
     epsilon: float = EPSILON,
+    probing: bool = False,
     n_contexts: int = N_CONTEXTS,
     batch_size: int = 16,
     prepend_bos: bool = True,
@@ -43,6 +44,7 @@ def compare(
             own.
         contrasts: by name; models of storyworld have their own.
         epsilon: the largest mean KL divergence, in nats, that counts as equal.
+        probing: linear probing of relations too, which takes far longer than all else.
         n_contexts: from the documents, the first.
         arguments: what to note down as the way to find this again; by default these options.
 
@@ -56,7 +58,7 @@ def compare(
         facts = relations if isinstance(relations, Mapping) else read_relations(relations)
     between = default_contrasts(model_a, model_b) if contrasts is None else contrasts
     read = read_documents(named_documents(default_documents(model_a, model_b) if documents is None else documents))
-    options: dict[str, Any] = {"epsilon": epsilon, "n_contexts": n_contexts}
+    options: dict[str, Any] = {"epsilon": epsilon, "probing": probing, "n_contexts": n_contexts}
     options |= {"batch_size": batch_size, "prepend_bos": prepend_bos}
     verdict = compare_models(model_a, model_b, read, relations=facts, contrasts=between, **options)
     texts = {

@@ -27,6 +27,7 @@ from lrt_tl.evaluation.pareto import pareto
 from lrt_tl.evaluation.result import TransferResult
 from lrt_tl.evaluation.samples import sample_texts
 from lrt_tl.evaluation.side_effects import side_effects
+from lrt_tl.identifiability.verdict import Verdict
 from lrt_tl.models.hook_names import check_writable
 from lrt_tl.models.protocol import HookedModel
 from lrt_tl.models.reinitialized import reinitialized
@@ -98,6 +99,7 @@ def transfer(
     random_weights: bool = True,
     questions: Any = None,
     search: LayerSearch | None = None,
+    comparison: Verdict | None = None,
     batch_size: int = 16,
     context_length: int | None = None,
     layout: Layout = "split",
@@ -126,6 +128,8 @@ def transfer(
         questions: multiple choice, to see what steering does to what the target can do: whatever `read_questions`
             takes. Models of storyworld have their own.
         search: of layers, where one is at hand, to be shown in the report.
+        comparison: what the two share as predictors, `compare(source, target).verdict`, where it is at hand: shown in
+            the report and in the forecasts.
         arguments: what to note down as the way to reproduce the run; by default these options.
 
     Raises:
@@ -150,7 +154,8 @@ def transfer(
 
     maps = _maps(chain)
     found = [_vectors(chain, affine_map) for affine_map in maps]
-    forecasts_of_maps = [_forecasts(chain, each, of_map, search) for each, of_map in zip(maps, found, strict=True)]
+    known: dict[str, Any] = {"search": search, "verdict": comparison}
+    forecasts_of_maps = [_forecasts(chain, each, of_map, known) for each, of_map in zip(maps, found, strict=True)]
     choice, behaviors = _choose_layer(chain, found, coefficients, seed)
     chosen = 0 if choice is None else choice.chosen
     affine_map, vectors, foreseen = maps[chosen], found[chosen], forecasts_of_maps[chosen]
@@ -216,6 +221,7 @@ def transfer(
             seed=seed,
         ),
         search=search,
+        comparison=comparison,
         layer_choice=choice,
         data={"documents": digest(document.text for document in documents)},
     )
@@ -282,14 +288,12 @@ def _choose_layer(
 
 
 def _forecasts(
-    chain: _Chain, affine_map: AffineMap, vectors: Sequence[_Vectors], search: LayerSearch | None
+    chain: _Chain, affine_map: AffineMap, vectors: Sequence[_Vectors], known: Mapping[str, Any]
 ) -> list[Forecast]:
     """Made of the source and the map, before the target is steered."""
-    reading: dict[str, Any] = {name: chain.harvesting[name] for name in ("batch_size", "prepend_bos")}
+    reading = {name: chain.harvesting[name] for name in ("batch_size", "prepend_bos")}
     of_source = [each.of_source for each in vectors]
-    return forecasts(
-        chain.source, chain.target, chain.documents, of_source, affine_map=affine_map, search=search, **reading
-    )
+    return forecasts(chain.source, chain.target, chain.documents, of_source, affine_map=affine_map, **reading, **known)
 
 
 def _judged(

@@ -38,6 +38,9 @@ def compare(
     epsilon: Annotated[
         float, typer.Option(help="The largest mean KL divergence, in nats, that counts as equal.")
     ] = 0.01,
+    probing: Annotated[
+        bool, typer.Option("--probing", help="Linear probes of relations too: far longer than all else.")
+    ] = False,
     contexts: Annotated[int, typer.Option(min=1, help="Of the documents: the first so many.")] = 10_000,
     model_class: ModelClassOption = "bridge",
     processed: Processed = False,
@@ -63,6 +66,7 @@ def compare(
         read,
         relations=facts,
         epsilon=epsilon,
+        probing=probing,
         n_contexts=contexts,
         batch_size=batch_size,
         prepend_bos=prepend_bos,
@@ -71,7 +75,6 @@ def compare(
     run.save(out)
     print_table("The premise", run.verdict.summary())
     if run.verdict.properties:
-        shown = ("property", "verdict", "holds in", "first, effective", "second, effective")
-        print_columns("Linear properties", [{name: row[name] for name in shown} for row in run.verdict.rows()])
+        print_columns("Linear properties: effective scores", run.verdict.short_rows())
     print(run.verdict.sentence())
     print(f"{out / 'report.html'} shows it all, {out / 'summary.json'} holds the figures.")

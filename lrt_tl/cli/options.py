@@ -63,6 +63,9 @@ Questions = Annotated[
 Search = Annotated[
     bool, typer.Option("--search", help="Show in the report how alike all pairs of layers are: takes another pass.")
 ]
+Compare = Annotated[
+    bool, typer.Option("--compare", help="Say in the report whether the two models are one distribution: see compare.")
+]
 Seed = Annotated[int, typer.Option(help="Of the nulls, the bootstrap and the sampled texts.")]
 Contrasts = Annotated[
     list[str], typer.Option(help="Contrast pairs, .jsonl or .json, or storyworld:mood; repeat it with --behavior.")

@@ -13,6 +13,7 @@ from lrt_tl.cli.options import (
     Behaviors,
     ChatTemplate,
     Coefficients,
+    Compare,
     ContextLength,
     Contrasts,
     Device,
@@ -72,6 +73,7 @@ def transfer(
     random_weights: RandomWeights = True,
     questions: Questions = None,
     search: Search = False,
+    compare: Compare = False,
     seed: Seed = 0,
 ) -> None:
     """Do it all: fit the map, find the vectors, carry them over, measure, judge, and write a report."""
@@ -110,6 +112,11 @@ def transfer(
             prepend_bos=prepend_bos,
             seed=seed,
         )
+    compared = None
+    if compare:
+        from lrt_tl.compare import compare as run_compare
+
+        compared = run_compare(models[0], models[1], read, batch_size=batch_size, prepend_bos=prepend_bos).verdict
     run = run_transfer(
         models[0],
         models[1],
@@ -124,6 +131,7 @@ def transfer(
         random_weights=random_weights,
         questions=questions,
         search=searched,
+        comparison=compared,
         batch_size=batch_size,
         context_length=context_length,
         layout=layout,

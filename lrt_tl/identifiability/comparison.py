@@ -9,24 +9,28 @@ from typing import Any
 import torch
 
 from lrt_tl.errors import LrtError
+from lrt_tl.identifiability.all_or_none import EPSILON, Contrasts, all_or_none
 from lrt_tl.identifiability.predictor import Predictor
-from lrt_tl.identifiability.properties.facts import Fact, facts_of, texts_of_facts, token_indices, with_texts
-from lrt_tl.identifiability.properties.parallelism import parallelism
+from lrt_tl.identifiability.properties.facts import Fact, Facts, facts_of, texts_of_facts, token_indices, with_texts
+from lrt_tl.identifiability.properties.parallelism import pairing, parallelism
 from lrt_tl.identifiability.properties.probing import linear_probing
 from lrt_tl.identifiability.properties.relations import linear_subspaces, relational_linearity
 from lrt_tl.identifiability.properties.scores import Property, PropertyScores
 from lrt_tl.identifiability.properties.steering import steering
 from lrt_tl.identifiability.reading import N_CONTEXTS, read_predictors
-from lrt_tl.identifiability.verdict import EPSILON, Contrasts, Verdict, all_or_none
+from lrt_tl.identifiability.verdict import Verdict
 from lrt_tl.models.protocol import HookedModel
 from lrt_tl.steering.contrast import ContrastPair
 
 Relations = Mapping[str, Sequence[Fact]]
 Words = Mapping[str, Sequence[tuple[str, str]]]
-_OF_FACTS: Mapping[str, Callable[..., PropertyScores]] = {
+_OF_FACTS: dict[str, Callable[..., PropertyScores]] = {
     "relational linearity": relational_linearity,
-    "linear probing": linear_probing,
     "linear subspaces": linear_subspaces,
+}
+_OF_PAIRS: dict[str, Callable[..., PropertyScores]] = {
+    "parallelism": parallelism,
+    "parallelism beyond categories": pairing,
 }
 
 
@@ -54,6 +58,7 @@ def compare_models(
     relations: Relations | None = None,
     pairs: Words | None = None,
     contrasts: Mapping[str, Contrast] | None = None,
+    probing: bool = False,
     n_contexts: int = N_CONTEXTS,
     batch_size: int = 16,
     prepend_bos: bool = True,
@@ -61,9 +66,9 @@ def compare_models(
 ) -> Verdict:
     """What two models share, of properties that are read from facts, pairs of words and contrasts.
 
-    Of each relation: relational linearity, linear probing, linear subspaces, and parallelism of the pairs of subject
-    and answer that are single tokens. Of pairs of words: parallelism. Of contrasts: steering at the output, by the
-    difference of means, and how well each model's vector is carried to the other.
+    Of each relation: relational linearity, linear subspaces, and parallelism of the pairs of subject and answer that
+    are single tokens. Of pairs of words: parallelism, and what of it is left beyond that of their two categories. Of
+    contrasts: steering at the output, by the difference of means, and how well each model's vector is carried over.
 
     Args:
         documents: whatever `read_documents` takes: the contexts that the distributions are compared at, beside those of
@@ -73,6 +78,7 @@ def compare_models(
             the answers of one relation in one spelling.
         pairs: pairs of words by name, with their spaces, such as `[(" tall", " taller")]`.
         contrasts: by name.
+        probing: linear probing of relations too, which takes far longer than all else: half a minute a relation.
         n_contexts: from the documents.
         options: of `all_or_none`.
 
@@ -91,7 +97,7 @@ def compare_models(
     )
     places = {text: len(predictors[0].f) + number for number, text in enumerate(texts)}
     between = contexts_of_contrasts(contrasts, places)
-    found = properties_of(predictors[0], model_a.tokenizer, relations, pairs, texts)
+    found = properties_of(predictors[0], model_a.tokenizer, relations, pairs, texts, probing=probing)
     for name, contrast in contrasts.items():
         tokens = _answer_pairs(predictors[0], model_a.tokenizer, name, contrast)
         positive, negative = between[name]
@@ -126,33 +132,44 @@ def contexts_of_contrasts(contrasts: Mapping[str, Contrast], places: Mapping[str
 
 
 def properties_of(
-    predictor: Predictor, tokenizer: Any, relations: Relations, pairs: Words, texts: Sequence[str] | None = None
+    predictor: Predictor,
+    tokenizer: Any,
+    relations: Relations,
+    pairs: Words,
+    texts: Sequence[str] | None = None,
+    *,
+    probing: bool = False,
 ) -> dict[str, Property]:
     """The properties of relations and pairs, for a predictor to which texts will be added.
 
     Args:
         texts: those that will be, in order; by default `texts_of_relations(relations)`.
+        probing: linear probing of relations too, which takes seconds each.
 
     Raises:
         LrtError: a word of a pair is no token of the predictor, or a relation has fewer than two answers that are.
     """
     texts = texts_of_relations(relations) if texts is None else texts
-    of_facts: dict[str, dict[str, Property]] = {}
-    of_words: dict[str, Property] = {}
+    indices: dict[str, Facts] = {}
+    of_words: dict[str, torch.Tensor] = {}
     for name, facts in relations.items():
         answers = token_indices(predictor, tokenizer, [fact.answer for fact in facts])
         subjects = token_indices(predictor, tokenizer, [f" {fact.subject}" for fact in facts])
-        indices = facts_of(facts, texts, len(predictor.f), answers)
+        indices[name] = facts_of(facts, texts, len(predictor.f), answers)
         of_tokens = [(subject, answer) for subject, answer in zip(subjects, answers, strict=True) if subject != answer]
-        words = [pair for pair in dict.fromkeys(of_tokens) if None not in pair]
-        for kind, measure in _OF_FACTS.items():
-            of_facts.setdefault(kind, {})[f"{name}: {kind}"] = partial(measure, facts=indices)
-        of_words[f"{name}: parallelism"] = partial(parallelism, pairs=torch.tensor(words).reshape(-1, 2).long())
+        both = [pair for pair in dict.fromkeys(of_tokens) if None not in pair]
+        of_words[name] = torch.tensor(both).reshape(-1, 2).long()
     for name, given in pairs.items():
-        of_words[f"{name}: parallelism"] = partial(
-            parallelism, pairs=_pairs_of_words(predictor, tokenizer, name, given)
-        )
-    return {name: each for kind in (*of_facts.values(), of_words) for name, each in kind.items()}
+        of_words[name] = _pairs_of_words(predictor, tokenizer, name, given)
+    measures = _OF_FACTS | ({"linear probing": linear_probing} if probing else {})
+    found: dict[str, Property] = {
+        f"{name}: {kind}": partial(measure, facts=facts)
+        for kind, measure in measures.items()
+        for name, facts in indices.items()
+    }
+    for kind, of_pairs in _OF_PAIRS.items():
+        found |= {f"{name}: {kind}": partial(of_pairs, pairs=words) for name, words in of_words.items()}
+    return found
 
 
 def _pairs_of_words(predictor: Predictor, tokenizer: Any, name: str, words: Sequence[tuple[str, str]]) -> torch.Tensor:

@@ -17,6 +17,7 @@ from lrt_tl.evaluation.off_target import OffTarget
 from lrt_tl.evaluation.pareto import Pareto
 from lrt_tl.evaluation.result import TransferResult
 from lrt_tl.evaluation.side_effects import SideEffects
+from lrt_tl.identifiability.verdict import Verdict
 from lrt_tl.report.page import Answer
 from lrt_tl.report.render import render
 from lrt_tl.runs.answer import answer_of
@@ -64,6 +65,8 @@ class TransferRun:
     off_target: OffTarget | None = None
     """What each vector does to the other behaviors."""
     search: LayerSearch | None = None
+    comparison: Verdict | None = None
+    """What the two models share as predictors, where they were compared."""
     layer_choice: LayerChoice | None = None
     """Where the target's layer was chosen: the effects at each, on prompts on which nothing else was measured."""
     data: Mapping[str, str] = field(default_factory=dict)
@@ -104,6 +107,7 @@ class TransferRun:
             "vector": {"cosine_with_native": first.cosine_with_native, "norm_over_native": first.norm_over_native},
             "behaviors": [{**b.result.summary(), **_as_json(b.evidence())} for b in self.behaviors],
             **_as_json({"off_target": self.off_target, "search": self.search, "layer_choice": self.layer_choice}),
+            **_as_json({"comparison": self.comparison}),
         }
 
     def save(self, out: str | Path) -> Path:

@@ -68,8 +68,8 @@ def read_run(folder: str | Path) -> SavedRun:
     """Read the folder that `TransferRun.save` wrote. The map and the vectors are looked for, not loaded.
 
     Raises:
-        ArtifactError: there is no such folder; it holds a comparison of two models; a part of it is missing; or its summary is of another version, not JSON,
-            or not as its schema says.
+        ArtifactError: there is no such folder; it holds a comparison of two models; a part of it is missing; or its
+            summary is of another version, not JSON, or not as its schema says.
     """
     folder = Path(folder)
     if not folder.is_dir():

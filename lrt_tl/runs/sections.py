@@ -10,6 +10,7 @@ from lrt_tl.models.identity import describe_sites
 from lrt_tl.report.page import Block, Code, Figure, Note, Page, Section, Table, Texts
 from lrt_tl.report.style import NULLS
 from lrt_tl.report.text import shown_name
+from lrt_tl.runs.premise import premise_sections
 from lrt_tl.runs.provenance import call_of, model_rows, models_of, versions
 from lrt_tl.runs.run import TransferRun
 from lrt_tl.tables import flattened
@@ -27,6 +28,7 @@ def page_of(run: TransferRun) -> Page:
         _layers(run),
         _map(run),
         _texts(run),
+        _premise(run),
         _forecasts(run),
         _decisions(run),
         _left_out(run),
@@ -133,6 +135,16 @@ def _texts(run: TransferRun) -> Section:
     return Section("Texts, plain and steered", blocks, note)
 
 
+def _premise(run: TransferRun) -> Section:
+    """The comparison of the two models, in one section."""
+    if run.comparison is None:
+        return Section("What the two models share", [])
+    blocks: list[Block] = [Note(run.comparison.sentence())]
+    for section in premise_sections(run.comparison):
+        blocks += [*section.blocks, *([Note(section.note)] if section.note else [])]
+    return Section("What the two models share", blocks)
+
+
 def _forecasts(run: TransferRun) -> Section:
     made = [(each.result, each.forecast) for each in run.behaviors if each.forecast is not None]
     if not made:
@@ -142,6 +154,7 @@ def _forecasts(run: TransferRun) -> Section:
     blocks: list[Block] = [Figure(recovery_figure(points))]
     for result, forecast in made:
         blocks += [Note(f"{result.behavior}: {forecast}"), *_shown(forecast, result.behavior)]
+    blocks.append(Note(made[0][1].in_the_middle()))
     return Section("Forecast and outcome", blocks, "The forecast was made before the target was steered.")
 
 
@@ -159,7 +172,7 @@ def _left_out(run: TransferRun) -> Section:
         parts = [name.replace("_", " ") for name, part in each.evidence().items() if part is None]
         parts += [f"{name.replace('_', ' ')} ({reason})" for name, reason in each.result.missing.items()]
         missing[each.result.behavior] = "; ".join(parts) or "nothing"
-    whole = {"off target": run.off_target, "layer search": run.search}
+    whole = {"off target": run.off_target, "layer search": run.search, "what the models share": run.comparison}
     missing["of the run"] = "; ".join(name for name, part in whole.items() if part is None) or "nothing"
     harvested = Table(run.affine_map.report.harvested(), "Text that the map was fitted on")
     return Section("What was left out", [harvested, Table(missing, "Not measured")])

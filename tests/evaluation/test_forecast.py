@@ -17,7 +17,7 @@ from lrt_tl.evaluation.forecast import Forecast, forecast, forecasts
 from lrt_tl.evaluation.forecasting import FEATURES, learnt
 from lrt_tl.evaluation.middle import worth_in_the_middle
 from lrt_tl.evaluation.stitched import correlation_along, mapped_states, r2_along, stitched_loss, token_share
-from lrt_tl.identifiability.verdict import all_or_none
+from lrt_tl.identifiability.all_or_none import all_or_none
 from lrt_tl.models.identity import site_of
 from lrt_tl.steering.extraction import mean_difference
 from lrt_tl.steering.vector import SteeringVector

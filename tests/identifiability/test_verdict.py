@@ -7,11 +7,12 @@ import pytest
 import torch
 
 from lrt_tl.errors import LrtError
+from lrt_tl.identifiability.all_or_none import all_or_none
 from lrt_tl.identifiability.predictor import Predictor
 from lrt_tl.identifiability.properties.parallelism import parallelism
 from lrt_tl.identifiability.properties.relations import relational_linearity
-from lrt_tl.identifiability.properties.scores import Property
-from lrt_tl.identifiability.verdict import Verdict, all_or_none
+from lrt_tl.identifiability.properties.scores import Property, PropertyScores, Score
+from lrt_tl.identifiability.verdict import Verdict
 from lrt_tl.identifiability.wider import widen_predictor
 from tests.identifiability.canonical import CONTEXTS, TOKENS, normal, planted
 from tests.identifiability.properties.test_relations import FACTS, related
@@ -110,6 +111,36 @@ def test_how_a_verdict_shows(twins: Verdict) -> None:
 def test_infinite_divergences_are_null_in_json() -> None:
     found = all_or_none(whole(), noisy(0.5), {}, epsilon=1e-2)
     assert json.dumps(found.to_json(), allow_nan=False)
+
+
+def test_nothing_is_model_specific_where_all_of_the_representation_is_effective() -> None:
+    """A weak property that stands out in one of two coordinates, of predictors without junk."""
+    low, high = Score(0.05, 0.01, 0.1, 0.0), Score(0.02, -0.01, 0.05, 0.0)
+    measures: dict[str, Property] = {"weak": lambda predictor, found: PropertyScores(raw=low, effective=high)}
+    plain = all_or_none(whole(), whole(), measures, epsilon=1e-6).properties["weak"]
+    assert plain.answer == "undetermined"
+    assert "though nothing lies outside" in plain.reason
+    wide = widen_predictor(whole(), 10, junk_f=normal(CONTEXTS, 2, seed=5))
+    assert all_or_none(wide, whole(), measures, epsilon=1e-6).properties["weak"].answer == "model-specific"
+
+
+def test_a_property_that_cannot_be_measured_is_named() -> None:
+    measures: dict[str, Property] = {
+        "one pair": partial(parallelism, pairs=SHARED[:1]),
+        "parallel": PROPERTIES["parallel"],
+    }
+    found = all_or_none(whole(), whole(), measures, epsilon=1e-6)
+    assert list(found.properties) == ["parallel"]
+    assert found.missing == {"one pair": "1 pairs of tokens: parallelism compares two or more"}
+
+
+def test_steering_is_carried_both_ways() -> None:
+    """Exactly between twins; not at all to a predictor whose contexts are others."""
+    sides = {"side": (torch.arange(0, 40), torch.arange(40, 80))}
+    twin = widen_predictor(whole(), 14, junk_f=normal(CONTEXTS, 2, seed=5), junk_g=junk_of_tokens(), seed=6)
+    assert all_or_none(whole(), twin, {}, contrasts=sides).steering_mismatch["side"] == pytest.approx((0, 0), abs=1e-9)
+    other = planted(phi=normal(*whole().f.shape, seed=11), psi=normal(*whole().g.shape, seed=12))
+    assert min(all_or_none(whole(), other, {}, contrasts=sides).steering_mismatch["side"]) > 0.8
 
 
 @pytest.mark.parametrize("options", [{"least_r2": 1.0}, {"agreement": 0.0}, {"most_duality": 0.0}])

@@ -52,10 +52,10 @@ def a_run(
     arguments: Mapping[str, Any] | None = None,
     **evidence: Any,
 ) -> TransferRun:
-    """One behavior for each result; `evidence` is every behavior's, but `off_target` and `search` are the run's."""
+    """One behavior for each result; `evidence` is every behavior's, but that `of_run` is the run's."""
     source, target = a_site(models[0], 1, 4), a_site(models[1], 2, 3)
     affine_map = AffineMap(torch.eye(3, 4), torch.zeros(3), (source,), target, torch.eye(3), 1.0, REPORT)
-    of_run = {name: evidence.pop(name) for name in ("off_target", "search") if name in evidence}
+    of_run = {name: evidence.pop(name) for name in ("off_target", "search", "comparison") if name in evidence}
     vectors = [SteeringVector(torch.ones(site.d_model), site) for site in (source, target, target)]
     behaviors = [
         BehaviorTransfer((vectors[0],), vectors[1], vectors[2], result, [dict(row) for row in samples], 4.0, **evidence)

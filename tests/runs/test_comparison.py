@@ -8,14 +8,15 @@ import pytest
 import torch
 
 from lrt_tl.errors import ArtifactError
-from lrt_tl.identifiability.verdict import Verdict, all_or_none
+from lrt_tl.identifiability.all_or_none import all_or_none
+from lrt_tl.identifiability.verdict import Verdict
 from lrt_tl.models.identity import ModelIdentity
 from lrt_tl.runs.comparison import ComparisonRun
 from lrt_tl.runs.premise import premise_sections
 from lrt_tl.runs.saved import read_run
 from lrt_tl.runs.summary import check_summary, schema
 from tests.identifiability.test_verdict import PROPERTIES, noisy, whole
-from tests.runs.synthetic import a_site
+from tests.runs.synthetic import a_run, a_site
 from tests.runs.test_saved import undescribed
 
 SIDES = {"side": (torch.arange(0, 40), torch.arange(40, 80))}
@@ -78,3 +79,13 @@ def test_what_was_not_measured_is_left_out_or_named(verdict: Verdict) -> None:
     assert titles == ["Are they one distribution?", "Where are they linearly the same?", "What this says of the middle"]
     named = premise_sections(replace(verdict, missing={"words: parallelism": "one pair"}))
     assert named[-1].title == "What was left out"
+
+
+def test_a_transfer_shows_what_its_models_share(verdict: Verdict) -> None:
+    run = a_run(comparison=verdict)
+    assert check_summary(run.summary())["comparison"]["names"] == list(verdict.names)
+    assert verdict.sentence().replace("'", "&#39;") in run.report()
+    without = a_run()
+    assert without.summary()["comparison"] is None
+    assert "What the two models share" not in without.report()
+    assert "what the models share" in without.report()

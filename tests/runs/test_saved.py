@@ -136,7 +136,7 @@ def test_every_key_of_the_summary_is_described() -> None:
     assert undescribed(whole) == []
     summary = check_summary(a_run().summary())
     assert summary.keys() <= whole["properties"].keys()
-    assert set(whole["required"]) | set(whole["then"]["required"]) == summary.keys()
+    assert set(whole["required"]) | set(whole["then"]["required"]) | {"comparison"} == summary.keys()
 
 
 def test_runs_are_compared_side_by_side(saved: Path, tmp_path: Path) -> None:

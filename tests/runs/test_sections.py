@@ -66,7 +66,7 @@ def test_a_bare_run_has_the_sections_that_it_can_fill_and_names_the_rest() -> No
     ]
     _, missing = tables(found["What was left out"])
     assert missing["mood"] == "side effects; pareto; capability; forecast; decision; shuffled map (there is no map)"
-    assert missing["of the run"] == "off target; layer search"
+    assert missing["of the run"] == "off target; layer search; what the models share"
 
 
 def test_every_part_of_the_evidence_has_its_place() -> None:

@@ -53,6 +53,35 @@ def parallelism(
     return PropertyScores(forms.pop("raw"), forms.pop("effective"), forms)
 
 
+def pairing(predictor: Predictor, found: Subspaces, *, pairs: Int[Tensor, "pair 2"], seed: int = 0) -> PropertyScores:
+    """What parallelism is left beyond that of two groups of words: (cosine − c̄)/(1 − c̄), c̄ the cosine where the second
+    tokens are exchanged among the pairs. Where all first tokens are alike, and all second ones, every such pair is
+    parallel to every other, whatever stands in which: that is 0 here, and exact parallelism 1. Null: single exchanges.
+
+    Args:
+        pairs: tokens y0 and y1 of each.
+
+    Raises:
+        LrtError: as of `parallelism`.
+    """
+    _check_pairs(pairs, len(predictor.g))
+    generator = torch.Generator().manual_seed(seed)
+    orders = torch.stack([torch.randperm(len(pairs), generator=generator) for _ in range(_N_RANDOM)])
+    g = predictor.g.double() - predictor.g.mean(0, dtype=torch.float64)
+    scores: list[Score] = []
+    for coordinates in (torch.eye(predictor.d_model, dtype=torch.float64), token_coordinates(predictor, found)):
+        states = g[pairs] @ (coordinates / float(coordinates.norm(2)))
+        of_pair = states[:, 1] - states[:, 0]
+        of_exchanged = states[:, 1][orders] - states[:, 0]
+        ours, theirs = leave_one_out_cosines(of_pair), leave_one_out_cosines(of_exchanged).mean(-1)
+        left = 1 - float(theirs.mean())
+        null = (theirs - theirs.mean()) / left
+        scores.append(
+            ratio_score(ours - theirs.mean(), torch.full_like(ours, left), torch.arange(len(ours)), null, seed=seed)
+        )
+    return PropertyScores(scores[0], scores[1])
+
+
 def leave_one_out_cosines(differences: Float64[Tensor, "*draw pair d"]) -> Float64[Tensor, "*draw pair"]:
     """Of each difference with the mean of the others; 0 where one of the two is nothing."""
     others = differences.sum(-2, keepdim=True) - differences

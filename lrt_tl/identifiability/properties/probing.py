@@ -83,7 +83,7 @@ def _predicted(
     kept = values > 1e-10 * values[0]
     spread = values[kept] / values[0]
     x = u[:, kept] * len(u) ** 0.5
-    weight, constant = _fitted(x, spread, arms[:, fitted], penalty.double())
+    weight, constant = _fitted(x, spread, arms[:, fitted].contiguous(), penalty.double())
     coordinates = (inputs[judged] - mean) @ (right[kept].T / values[kept] * len(u) ** 0.5)
     return (coordinates @ weight + constant).log_softmax(-1), arms[:, fitted].mean(1)
 
@@ -95,19 +95,22 @@ def _fitted(
     penalty: Float64[Tensor, "arm 1 1"],
 ) -> tuple[Float64[Tensor, "arm k reply"], Float64[Tensor, "arm 1 reply"]]:
     """Weights of the whitened inputs x and the constant, of every arm, by Nesterov's accelerated gradient. It goes over
-    weights that penalty and inputs stretch alike, whose curvature is at most ½ and the penalty's share."""
+    weights that penalty and inputs stretch alike, whose curvature is at most ½ and the penalty's share. All that a step
+    makes is written where the last one was: to ask for new memory costs more than the arithmetic."""
     stretch = spread[:, None] / (spread.square()[:, None] + penalty).sqrt()
     shrink = torch.nn.functional.pad(penalty / (spread.square()[:, None] + penalty), (0, 0, 1, 0))
     design = torch.nn.functional.pad(x * stretch.mT, (1, 0), value=1.0)
     rate = 1 / (0.5 + shrink.amax(1, keepdim=True))
     weight = torch.zeros(len(targets), design.shape[2], targets.shape[2], dtype=torch.float64)
     weight[:, 0] = targets.mean(1).clamp(min=1e-12).log()
-    ahead = weight
+    ahead, moved, gradient = weight.clone(), torch.empty_like(weight), torch.empty_like(weight)
+    logits, error = torch.empty_like(targets), torch.empty_like(targets)
     for step in range(_STEPS):
-        error = (design @ ahead).softmax(-1) - targets
-        found = ahead - rate * (design.mT @ error / len(x) + shrink * ahead)
-        ahead = found + step / (step + 3) * (found - weight)
-        weight = found
+        torch.softmax(torch.bmm(design, ahead, out=logits), -1, out=error).sub_(targets).div_(len(x))
+        torch.bmm(design.mT, error, out=gradient).addcmul_(shrink, ahead).mul_(rate)
+        torch.sub(ahead, gradient, out=moved)
+        torch.lerp(weight, moved, 1 + step / (step + 3), out=ahead)
+        weight, moved = moved, weight
     return stretch * weight[:, 1:], weight[:, :1]
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lrt_tl.errors import LrtError
-from lrt_tl.identifiability.comparison import compare_models
+from lrt_tl.identifiability.comparison import compare_models, properties_of
 from lrt_tl.identifiability.properties.facts import (
     facts_of,
     subject_end,
@@ -130,9 +130,17 @@ def test_a_model_shares_all_with_itself(bridges: tuple[Any, Any], texts: list[st
         model, model, texts, epsilon=1e-3, relations={"next": FACTS}, pairs=pairs, n_contexts=900, least_r2=0.8
     )
     assert found.premise
-    of_facts = [f"next: {name}" for name in ("relational linearity", "linear probing", "linear subspaces")]
-    assert list(found.properties) == [*of_facts, "next: parallelism"]
-    assert {each.answer for each in found.properties.values()} <= {"shared", "neither", "model-specific"}
+    kinds = (
+        "relational linearity",
+        "linear probing",
+        "linear subspaces",
+        "parallelism",
+        "parallelism beyond categories",
+    )
+    assert list(found.properties) == [f"next: {kind}" for kind in kinds]
+    assert {each.answer for each in found.properties.values()} <= {"shared", "neither", "undetermined"}
+    plain = read_predictor(model, texts[:20], n_contexts=60)
+    assert "next: linear probing" in properties_of(plain, model.tokenizer, {"next": FACTS}, {}, probing=True)
     with pytest.raises(LrtError, match="'elsewhere' is no single token that both models have"):
         compare_models(model, model, texts, epsilon=1e-3, pairs={"next": [("elsewhere", "word4")]}, n_contexts=200)
 

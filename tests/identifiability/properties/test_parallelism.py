@@ -6,7 +6,7 @@ from torch import Tensor
 
 from lrt_tl.errors import LrtError
 from lrt_tl.identifiability.predictor import Predictor
-from lrt_tl.identifiability.properties.parallelism import leave_one_out_cosines, parallelism
+from lrt_tl.identifiability.properties.parallelism import leave_one_out_cosines, pairing, parallelism
 from lrt_tl.identifiability.subspaces import subspaces
 from lrt_tl.identifiability.wider import widen_predictor
 from tests.identifiability.canonical import TOKENS, K, normal, planted
@@ -76,6 +76,47 @@ def test_random_pairs_do_not_hold() -> None:
         pairs = torch.randperm(TOKENS, generator=torch.Generator().manual_seed(seed))[:20].reshape(10, 2)
         held += parallelism(predictor, subspaces(predictor), pairs=pairs).effective.holds
     assert held <= 4
+
+
+FIRST, SECOND = torch.arange(0, 12), torch.arange(12, 24)
+
+
+def categories(*, paired: bool) -> Predictor:
+    """Twelve tokens about one mean and twelve about another; the pairs' differences are all the same, or are not."""
+    psi = normal(TOKENS, K, seed=1)
+    psi[SECOND] = (psi[FIRST] if paired else normal(12, K, seed=2)) + 4 * normal(K, seed=3)
+    return planted(psi=psi)
+
+
+def test_parallelism_that_is_of_categories_alone_is_none_beyond_them() -> None:
+    pairs = torch.stack([FIRST, SECOND], dim=1)
+    loose, tight = (categories(paired=paired) for paired in (False, True))
+    alike = parallelism(loose, subspaces(loose), pairs=pairs)
+    assert alike.raw.estimate > 0.7  # against random pairs it looks like a relation
+    assert alike.raw.holds
+    found = pairing(loose, subspaces(loose), pairs=pairs)
+    for score in (found.raw, found.effective):
+        assert abs(score.estimate) < 0.2
+        assert not score.holds
+    exact = pairing(tight, subspaces(tight), pairs=pairs)
+    assert exact.raw.estimate == pytest.approx(1, abs=1e-9)
+    assert exact.effective.estimate == pytest.approx(1, abs=1e-9)
+    assert exact.effective.holds
+
+
+def test_pairing_by_hand() -> None:
+    predictor = categories(paired=False)
+    pairs = torch.stack([FIRST, SECOND], dim=1)[:3]
+    found = pairing(predictor, subspaces(predictor), pairs=pairs, seed=5)
+    generator = torch.Generator().manual_seed(5)
+    orders = [torch.randperm(3, generator=generator) for _ in range(200)]
+
+    def cosine(order: Tensor) -> Tensor:
+        return leave_one_out_cosines(predictor.g[pairs[:, 1][order]] - predictor.g[pairs[:, 0]]).mean()
+
+    level = torch.stack([cosine(order) for order in orders]).mean()
+    by_hand = (cosine(torch.arange(3)) - level) / (1 - level)
+    assert found.raw.estimate == pytest.approx(float(by_hand), abs=1e-9)
 
 
 def test_leave_one_out_cosines() -> None:
