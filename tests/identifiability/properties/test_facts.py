@@ -130,13 +130,7 @@ def test_a_model_shares_all_with_itself(bridges: tuple[Any, Any], texts: list[st
         model, model, texts, epsilon=1e-3, relations={"next": FACTS}, pairs=pairs, n_contexts=900, least_r2=0.8
     )
     assert found.premise
-    kinds = (
-        "relational linearity",
-        "linear probing",
-        "linear subspaces",
-        "parallelism",
-        "parallelism beyond categories",
-    )
+    kinds = ("relational linearity", "linear subspaces", "parallelism", "parallelism beyond categories")
     assert list(found.properties) == [f"next: {kind}" for kind in kinds]
     assert {each.answer for each in found.properties.values()} <= {"shared", "neither", "undetermined"}
     plain = read_predictor(model, texts[:20], n_contexts=60)
