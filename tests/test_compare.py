@@ -1,6 +1,7 @@
 """`lrt-tl compare` and `lrt_tl.compare`, on models with random weights."""
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -80,3 +81,21 @@ def test_in_a_notebook(bridges: tuple[Any, Any], texts: list[str]) -> None:
     assert set(run.data) == {"documents", "relations", "contrasts"}
     assert "<table" in run._repr_html_()
     assert repr(run).startswith("ComparisonRun(Verdict(small and small: ")
+
+
+def test_the_example_of_the_docs(
+    folders: tuple[Path, Path],
+    files: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "small").symlink_to(folders[0])
+    (tmp_path / "texts.jsonl").write_bytes(files["documents"].read_bytes())
+    (tmp_path / "facts.jsonl").write_text("\n".join(map(json.dumps, FACTS)))
+    monkeypatch.chdir(tmp_path)
+    page = (Path(__file__).parents[1] / "docs" / "one_distribution.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    exec(compile(example, "docs/one_distribution.md", "exec"), {})
+    assert "are one distribution, to ε = 0.01" in capsys.readouterr().out
+    assert (tmp_path / "comparison" / "report.html").is_file()
