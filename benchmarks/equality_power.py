@@ -22,7 +22,7 @@ from lrt_tl.tables import print_columns
 
 N_CONTEXTS, N_TOKENS, N_TRIALS = 4000, 500, 200
 EPSILON = 0.01
-SHARES, SIZES = (0.0, 0.25, 0.5, 0.75, 0.9), (10, 30, 100, 300, 1000)
+SHARES, SIZES = (0.0, 0.25, 0.5, 0.75, 0.9, 1.0), (10, 30, 100, 300, 1000)
 KLS, PROMPTS, N_SAMPLES = (0.0, 0.03, 0.1, 0.3, 1.0), (5, 20, 80), 10
 LISTED, SHARPNESS, N_LISTED = (5, 20, 100, 300), {"some sure, some not": (1, 6), "all sure": (6, 12)}, 300
 
