@@ -15,7 +15,8 @@ from pathlib import Path
 
 import torch
 
-from lrt_tl.identifiability.distribution import Distances, distances_of_logits, documents_needed, equality
+from lrt_tl.identifiability.distribution import Distances, distances_of_logits
+from lrt_tl.identifiability.equality import documents_needed, equality
 from lrt_tl.identifiability.samples import compare_samples
 from lrt_tl.identifiability.top_log_probabilities import DistanceBounds, distance_bounds, equality_of_bounds
 from lrt_tl.tables import print_columns

@@ -41,7 +41,8 @@ def predictors(shape: Shape) -> tuple[Any, Any]:
 
 def compare(p: Any, q: Any) -> None:
     """All of it, part by part; the seconds of each go to stderr."""
-    from lrt_tl.identifiability.distribution import distances, equality
+    from lrt_tl.identifiability.distribution import distances
+    from lrt_tl.identifiability.equality import equality
     from lrt_tl.identifiability.equivalence import equivalence
 
     started = time.process_time()

@@ -68,11 +68,11 @@ from .identifiability.all_or_none import all_or_none as all_or_none
 from .identifiability.comparison import Contrast as Contrast
 from .identifiability.comparison import compare_models as compare_models
 from .identifiability.distribution import Distances as Distances
-from .identifiability.distribution import Equality as Equality
 from .identifiability.distribution import distances as distances
 from .identifiability.distribution import distances_of_logits as distances_of_logits
-from .identifiability.distribution import documents_needed as documents_needed
-from .identifiability.distribution import equality as equality
+from .identifiability.equality import Equality as Equality
+from .identifiability.equality import documents_needed as documents_needed
+from .identifiability.equality import equality as equality
 from .identifiability.equivalence import Equivalence as Equivalence
 from .identifiability.equivalence import equivalence as equivalence
 from .identifiability.likelihood_distance import LikelihoodDistance as LikelihoodDistance

@@ -12,7 +12,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from lrt_tl.errors import LrtError
-from lrt_tl.identifiability.distribution import Equality, distances, equality
+from lrt_tl.identifiability.distribution import distances
+from lrt_tl.identifiability.equality import Equality, equality
 from lrt_tl.identifiability.equivalence import Equivalence, equivalence
 from lrt_tl.identifiability.predictor import Predictor
 from lrt_tl.identifiability.properties.scores import Property, PropertyScores

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from lrt_tl.identifiability.distribution import shown_measure
 from lrt_tl.report.style import OTHERS, layout
 from lrt_tl.report.text import figure_text
 
@@ -67,7 +68,7 @@ def distance_figure(verdict: "Verdict") -> "Figure":
     equality = verdict.equality
     values = getattr(verdict.distances, equality.measure).clamp(min=_LOWEST)
     shares = torch.linspace(0, 1, _N_QUANTILES, dtype=torch.float64)
-    name = equality.measure.replace("_", " ")
+    name = shown_measure(equality.measure)
     figure = Figure(Scatter(x=values.quantile(shares).tolist(), y=shares.tolist(), mode="lines", name="contexts"))
     lines = {"mean": (equality.estimate, OTHERS[1]), "ε": (equality.epsilon, OTHERS[2])}
     for label, (place, color) in lines.items():

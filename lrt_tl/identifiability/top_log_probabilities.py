@@ -13,7 +13,8 @@ from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
 from lrt_tl.errors import LrtError
-from lrt_tl.identifiability.distribution import Equality, equality_of_values
+from lrt_tl.identifiability.distribution import shown_measure
+from lrt_tl.identifiability.equality import Equality, equality_of_values
 from lrt_tl.tables import html_table
 
 BOUNDED = ("kl", "reverse_kl", "js", "total_variation", "hellinger")
@@ -44,7 +45,7 @@ class DistanceBounds:
     def summary(self) -> dict[str, str]:
         """Of the means, for a table."""
         bounds = {name: self.mean(name) for name in BOUNDED}
-        rows = {name.replace("_", " "): f"{low:.4g} to {high:.4g}" for name, (low, high) in bounds.items()}
+        rows = {shown_measure(name): f"{low:.4g} to {high:.4g}" for name, (low, high) in bounds.items()}
         coverage = f"{float(self.coverage_p.mean()):.4g} and {float(self.coverage_q.mean()):.4g}"
         return rows | {"tokens of both lists, of either's probability": coverage}
 

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from lrt_tl.identifiability.distribution import Distances, Equality
+from lrt_tl.identifiability.distribution import Distances
+from lrt_tl.identifiability.equality import Equality
 from lrt_tl.identifiability.equivalence import Equivalence
 from lrt_tl.identifiability.properties.scores import PropertyScores
 from lrt_tl.tables import html_columns

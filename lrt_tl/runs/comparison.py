@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lrt_tl.artifacts import new_folder, write_json, write_text
+from lrt_tl.identifiability.distribution import shown_measure
 from lrt_tl.identifiability.verdict import Verdict
 from lrt_tl.models.identity import ModelIdentity
 from lrt_tl.report.page import Answer, Block, Code, Page, Section, Table
@@ -29,7 +30,7 @@ class ComparisonRun:
         """The answer in one sentence, and one number."""
         found = self.verdict.equality
         upper = f"at most {found.upper:.3g} with 95 % confidence, against ε = {found.epsilon:g}"
-        what = f"mean {found.measure.replace('_', ' ')} from the first to the second; {upper}"
+        what = f"mean {shown_measure(found.measure)} from the first to the second; {upper}"
         verdict = "one distribution" if self.verdict.premise else "not shown to be one distribution"
         return Answer(self.verdict.sentence(), found.estimate, None, verdict, what)
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from lrt_tl.evaluation.middle import worth_in_the_middle
-from lrt_tl.identifiability.distribution import documents_needed
+from lrt_tl.identifiability.equality import documents_needed
 from lrt_tl.identifiability.figures import direction_figure, distance_figure, spectrum_figure
 from lrt_tl.identifiability.verdict import Verdict
 from lrt_tl.report.page import Block, Figure, Note, Section, Table

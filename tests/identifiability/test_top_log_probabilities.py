@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from lrt_tl.errors import LrtError
-from lrt_tl.identifiability.distribution import distances_of_logits, equality
+from lrt_tl.identifiability.distribution import distances_of_logits
+from lrt_tl.identifiability.equality import equality
 from lrt_tl.identifiability.top_log_probabilities import BOUNDED, DistanceBounds, distance_bounds, equality_of_bounds
 from tests.identifiability.planted import normal
 from tests.unchecked import without_type_checks
@@ -87,7 +88,7 @@ def test_equality_by_the_most_that_a_distance_can_be() -> None:
     found = equality_of_bounds(full, 0.05, measure="total_variation", documents=torch.arange(60) // 6)
     assert found.estimate == pytest.approx(float(full.high["total_variation"].mean()))
     assert (found.contexts, found.documents) == (60, 10)
-    assert str(found).startswith("equal: largest_possible_total_variation 0.0")
+    assert str(found).startswith("equal: mean largest possible total variation 0.0")
     for name in ("kl", "reverse_kl", "logit_distance"):
         with pytest.raises(LrtError, match="must be one of js, total_variation, hellinger"):
             equality_of_bounds(full, 0.05, measure=name)

@@ -71,7 +71,7 @@ def noisy(scale: float) -> Predictor:
 def test_where_the_distributions_differ_nothing_is_shared() -> None:
     found = all_or_none(whole(), noisy(0.5), PROPERTIES, epsilon=1e-2)
     assert not found.premise
-    assert found.against[0].startswith("not shown to be equal: kl")
+    assert found.against[0].startswith("not shown to be equal: mean KL")
     assert {each.answer for each in found.properties.values()} == {"undetermined"}
     assert all(each.scores[0].effective.estimate for each in found.properties.values())  # measured all the same
 
