@@ -31,7 +31,7 @@ from lrt_tl.evaluation.behavior import Behavior, read_behavior
 from lrt_tl.evaluation.comparability import comparability, held_out_batches
 from lrt_tl.evaluation.controls import random_directions
 from lrt_tl.evaluation.effects import dose_response, slopes
-from lrt_tl.evaluation.forecast import features_of, measure_map
+from lrt_tl.evaluation.features import features_of, measure_map
 from lrt_tl.evaluation.forecasting import (
     FORMAT_VERSION,
     KnownTransfer,

@@ -25,7 +25,7 @@ FORMAT_VERSION = 1
 LEVEL = 0.9
 """Of the interval."""
 FEATURES = ("stitched", "predicted_cosine", "auc")
-"""Those of `forecast.Features` that are learnt from: whether the target works with mapped states, how well the map
+"""Those of `features.Features` that are learnt from: whether the target works with mapped states, how well the map
 carries this vector, and whether the source has the feature at all. A transfer needs all three, so what is learnt from
 is their geometric mean. (A ridge regression on them, or on ten features, forecast pairs left out worse, most of all
 where one feature alone is bad, as through shuffled maps. This was chosen with those results in sight.)"""

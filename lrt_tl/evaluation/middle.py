@@ -76,7 +76,7 @@ Worth = Mapping[str, RankCorrelation]
 @cache
 def worth_in_the_middle(*, trained_apart: bool = False) -> Worth:
     """How the recovery of vectors that were carried between middle layers went along with each of
-    `Verdict.distance_features` and each of `forecast.Features`, as `benchmarks/middle.py` measured it.
+    `Verdict.distance_features` and each of `features.Features`, as `benchmarks/middle.py` measured it.
 
     Args:
         trained_apart: leave out copies of a model that were moved away.

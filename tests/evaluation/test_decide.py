@@ -13,7 +13,8 @@ from lrt_tl.alignment.fit import fit_affine_map
 from lrt_tl.evaluation.behavior import AnswerTokens, Behavior
 from lrt_tl.evaluation.decide import CRITERIA, Decision, decide, judge
 from lrt_tl.evaluation.evaluate import evaluate_transfer
-from lrt_tl.evaluation.forecast import Features, Forecast
+from lrt_tl.evaluation.features import Features
+from lrt_tl.evaluation.forecast import Forecast
 from lrt_tl.evaluation.pareto import CostRatio, Pareto
 from lrt_tl.evaluation.recovery import Recovery
 from lrt_tl.evaluation.result import TransferResult

@@ -9,7 +9,8 @@ import torch
 from lrt_tl.alignment.layer_search import LayerSearch
 from lrt_tl.evaluation.capability import Capability
 from lrt_tl.evaluation.decide import Decision, Rule
-from lrt_tl.evaluation.forecast import Features, Forecast
+from lrt_tl.evaluation.features import Features
+from lrt_tl.evaluation.forecast import Forecast
 from lrt_tl.evaluation.off_target import OffTarget, OffTargetSlope
 from lrt_tl.evaluation.pareto import CostRatio, Dose, Pareto
 from lrt_tl.evaluation.recovery import Recovery
