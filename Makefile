@@ -9,9 +9,10 @@ OUT ?= demo
 DEMO_ARGS ?=
 
 INSTALLED := $(VENV)/.installed
+DOCUMENTED := $(VENV)/.documented
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check clean
+.PHONY: help demo test check docs clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 8
@@ -41,8 +42,12 @@ check: $(INSTALLED) ## lint, formatting, types, direction of the imports
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
 
+# mkdocs takes a warning, such as a broken link, for an error. It needs no network.
+docs: $(DOCUMENTED) ## build the documentation site into site/
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build --strict
+
 clean: ## remove the environments and all caches
-	rm -rf .venv* build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv* build dist site .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamp holds the version of TransformerLens that was asked for. It is out of date when another one is, or when the
@@ -61,3 +66,8 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(VENV)/bin/python -m pip install $(PIP_ARGS) --constraint constraints.txt \
 	  --editable '.[dev]' 'transformer-lens==$(TRANSFORMER_LENS)'
 	@echo '$(TRANSFORMER_LENS)' > $@
+
+$(DOCUMENTED): $(INSTALLED)
+	$(VENV)/bin/python -m pip install $(PIP_ARGS) --constraint constraints.txt \
+	  --editable '.[docs]' 'transformer-lens==$(TRANSFORMER_LENS)'
+	@touch $@

@@ -1,14 +1,18 @@
 """The snippets of the documentation, page by page, run as they stand (those of the recipes have tests of their own)."""
 
 import re
+import shlex
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
-DOCS = ROOT / "docs"
+import lrt_tl
+from lrt_tl.cli import main
+
+DOCS = Path(__file__).parents[1] / "docs"
 SNIPPETS = {
     str(page.relative_to(DOCS)): snippets
     for page in sorted(DOCS.rglob("*.md"))
@@ -36,3 +40,24 @@ def test_the_snippets_of_a_page_run(workplace: Path, page: str) -> None:
     names: dict[str, Any] = {}
     for number, snippet in enumerate(SNIPPETS[page]):
         exec(compile(snippet, f"docs/{page}, snippet {number}", "exec"), names)
+
+
+def test_the_commands_of_the_guides_run(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = (workplace / "texts.jsonl").read_text(encoding="utf-8").splitlines()
+    for number, part in enumerate((texts[:100], texts[100:]), start=1):
+        (workplace / f"part-{number}.jsonl").write_text("\n".join(part), encoding="utf-8")
+    pages = [page.read_text(encoding="utf-8") for page in sorted((DOCS / "guides").glob("*.md"))]
+    blocks = [block for page in pages for block in re.findall(r"```sh\n(.*?)```", page, re.DOTALL)]
+    commands = [line for block in blocks for line in block.splitlines() if line.startswith("lrt-tl ")]
+    assert len(commands) == 4
+    for command in commands:
+        monkeypatch.setattr(sys, "argv", shlex.split(command))
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        assert not stopped.value.code, command
+
+
+def test_the_reference_holds_every_public_name() -> None:
+    pages = [page.read_text(encoding="utf-8") for page in (DOCS / "reference").glob("*.md")]
+    named = [name for page in pages for name in re.findall(r"^::: lrt_tl\.(?:\w+\.)*(\w+)$", page, re.MULTILINE)]
+    assert set(lrt_tl.__all__) <= set(named)
