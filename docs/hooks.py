@@ -1,8 +1,8 @@
 """What pages of the site take from elsewhere in the repository when it is built, so that nothing is told twice.
 
-`<!-- file CHANGELOG.md -->` in a page becomes that file, with its links made those of the site; `<!-- scripts -->`
-what each benchmark says of itself; `<!-- coverage -->` and the like, the figures that a benchmark has left in
-`benchmarks/results`.
+`<!-- file CHANGELOG.md -->` in a page becomes that file, with its links made those of the site; `<!-- scripts -->` and
+`<!-- tutorials -->` what each benchmark and notebook says of itself; `<!-- coverage -->` and the like, the figures that a
+benchmark has left in `benchmarks/results`.
 """
 
 import ast
@@ -58,6 +58,16 @@ def scripts() -> str:
         command = re.search(rf"`(python benchmarks/{path.name}[^`]*)`", said)
         if command is not None:  # the others are what the scripts share
             parts.append(f"### {path.name}\n\n{said}\n\n```sh\n{' '.join(command[1].split())}\n```\n")
+    return "\n".join(parts)
+
+
+def tutorials() -> str:
+    """Of each notebook its title and its question, which stand in its first cell."""
+    parts = []
+    for path in sorted((ROOT / "tutorials").glob("[0-9]*.ipynb")):
+        first = "".join(json.loads(path.read_text(encoding="utf-8"))["cells"][0]["source"])
+        title, rest = re.split(r"^# (.*)$", first, maxsplit=1, flags=re.MULTILINE)[1:]
+        parts.append(f"## {title}\n\n`tutorials/{path.name}`\n\n{rest.strip().split(chr(10) * 2)[0]}\n")
     return "\n".join(parts)
 
 
@@ -154,6 +164,7 @@ def circle() -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     "scripts": scripts,
+    "tutorials": tutorials,
     "coverage": coverage,
     "decision": decision,
     "forecast": forecast,
