@@ -1,8 +1,8 @@
 """What pages of the site take from elsewhere in the repository when it is built, so that nothing is told twice.
 
 `<!-- file CHANGELOG.md -->` in a page becomes that file, with its links made those of the site; `<!-- scripts -->` and
-`<!-- tutorials -->` what each benchmark and notebook says of itself; `<!-- coverage -->` and the like, the figures that a
-benchmark has left in `benchmarks/results`.
+`<!-- tutorials -->` what each benchmark and notebook says of itself; `<!-- coverage -->` and the like, the figures that
+a benchmark has left in `benchmarks/results`.
 """
 
 import ast
