@@ -1,5 +1,6 @@
 """The snippets of the documentation, page by page, run as they stand (those of the recipes have tests of their own)."""
 
+import importlib.util
 import re
 import shlex
 import shutil
@@ -55,6 +56,29 @@ def test_the_commands_of_the_guides_run(workplace: Path, monkeypatch: pytest.Mon
         with pytest.raises(SystemExit) as stopped:
             main()
         assert not stopped.value.code, command
+
+
+@pytest.mark.parametrize(
+    ("written", "shown"),
+    [
+        ("[a](docs/recipes.md#numpy)", "[a](../recipes.md#numpy)"),
+        ("[a](CONTRIBUTING.md)", "[a](index.md)"),
+        ("its [schema](lrt_tl/runs/summary.schema.json)", "its schema"),
+        ("[a](#there), [b](https://example.org/README.md)", "[a](#there), [b](https://example.org/README.md)"),
+        ("[a](docs/nowhere.md), [b](nowhere.md)", "[a](../nowhere.md), [b](nowhere.md)"),
+        (
+            "```python\nsolvers[name](LICENSE)\n```\n[the license](LICENSE)",
+            "```python\nsolvers[name](LICENSE)\n```\nthe license",
+        ),
+    ],
+)
+def test_links_of_the_repository_become_those_of_the_site(written: str, shown: str) -> None:
+    spec = importlib.util.spec_from_file_location("hooks", DOCS / "hooks.py")
+    assert spec is not None
+    assert spec.loader is not None
+    hooks = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(hooks)
+    assert hooks.relinked(written, ".", "contributing/index.md") == shown
 
 
 def test_the_reference_holds_every_public_name() -> None:
