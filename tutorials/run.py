@@ -1,7 +1,8 @@
 """Run the notebooks top to bottom, and keep what they show: `make tutorials`, or `python tutorials/run.py FILE …`.
 
-Pictures are kept twice: as plotly has them, which Jupyter makes interactive, and as PNG, for what shows a notebook
-without running it: GitHub, nbviewer, Colab. (Chrome or Chromium makes them.) Neither progress nor times are kept.
+Pictures are kept as PNG, which GitHub, nbviewer and Colab show without running anything, and which is a tenth of what
+plotly's own form takes. (Chrome or Chromium makes them.) Who runs a notebook sees plotly's, which answer to the mouse.
+Neither progress nor times are kept.
 """
 
 import os
@@ -12,7 +13,7 @@ from pathlib import Path
 import nbformat
 from nbclient import NotebookClient
 
-os.environ["PLOTLY_RENDERER"] = "plotly_mimetype+png"
+os.environ["PLOTLY_RENDERER"] = "png"
 
 for path in map(Path, sys.argv[1:] or sorted(Path(__file__).parent.glob("*.ipynb"))):
     started, notebook = time.monotonic(), nbformat.read(path, as_version=4)
