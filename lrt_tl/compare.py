@@ -1,6 +1,7 @@
 """Two models → what they share, as one call."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from lrt_tl.identifiability.all_or_none import EPSILON
@@ -49,13 +50,15 @@ def compare(
         arguments: what to note down as the way to find this again; by default these options.
 
     Raises:
-        LrtError: any input is refused. Relations are checked before the models run.
+        LrtError: any input is refused. Files are read before the models run.
     """
     facts: Relations
     if relations is None:
         facts = default_relations(model_a, model_b)
+    elif isinstance(relations, Mapping):
+        facts = relations
     else:
-        facts = relations if isinstance(relations, Mapping) else read_relations(relations)
+        facts = read_relations(relations)
     between = default_contrasts(model_a, model_b) if contrasts is None else contrasts
     read = read_documents(named_documents(default_documents(model_a, model_b) if documents is None else documents))
     options: dict[str, Any] = {"epsilon": epsilon, "probing": probing, "n_contexts": n_contexts}
@@ -66,7 +69,7 @@ def compare(
         "relations": texts_of_relations(facts),
         "contrasts": texts_of_contrasts(between),
     }
-    given = {"relations": "as given" if relations is not None else None, **options}
+    given = {name: str(each) for name, each in (("relations", relations),) if isinstance(each, (str, Path))} | options
     return ComparisonRun(
         verdict,
         (identify(model_a), identify(model_b)),

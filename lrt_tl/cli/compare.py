@@ -10,7 +10,6 @@ from lrt_tl.cli.options import (
     MODEL,
     BatchSize,
     Device,
-    DocumentsOption,
     DtypeOption,
     ModelClassOption,
     Out,
@@ -27,7 +26,10 @@ def compare(
     model_a: Annotated[str, typer.Argument(help=MODEL, metavar="A")],
     model_b: Annotated[str, typer.Argument(help="Another one.", metavar="B")],
     out: Out,
-    documents: DocumentsOption = None,
+    documents: Annotated[
+        str | None,
+        typer.Option(help="Text to compare them on: .txt, .jsonl or .parquet; storyworld's models have their own."),
+    ] = None,
     relations: Annotated[
         str | None,
         typer.Option(
@@ -76,5 +78,9 @@ def compare(
     print_table("The premise", run.verdict.summary())
     if run.verdict.properties:
         print_columns("Linear properties: effective scores", run.verdict.short_rows())
+    if run.verdict.missing:
+        print_table("Not measured", run.verdict.missing)
+    for note in run.verdict.notes:
+        print(note)
     print(run.verdict.sentence())
     print(f"{out / 'report.html'} shows it all, {out / 'summary.json'} holds the figures.")

@@ -116,7 +116,10 @@ def transfer(
     if compare:
         from lrt_tl.compare import compare as run_compare
 
-        compared = run_compare(models[0], models[1], read, batch_size=batch_size, prepend_bos=prepend_bos).verdict
+        try:
+            compared = run_compare(models[0], models[1], read, batch_size=batch_size, prepend_bos=prepend_bos).verdict
+        except LrtError as error:
+            print(f"the models are not compared: {error}", file=sys.stderr)
     run = run_transfer(
         models[0],
         models[1],

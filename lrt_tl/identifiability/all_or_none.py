@@ -33,6 +33,7 @@ def all_or_none(
     properties: Mapping[str, Property],
     *,
     contrasts: Contrasts | None = None,
+    extended: tuple[Predictor, Predictor] | None = None,
     epsilon: float = EPSILON,
     measure: str = "kl",
     least_r2: float = 0.9,
@@ -52,6 +53,8 @@ def all_or_none(
             of these predictors is named among what is `missing`.
         contrasts: by name the contexts with a feature and those without, between whose means a steering vector lies:
             each is carried to the other predictor.
+        extended: the two with further contexts, such as `with_texts` gives them, to which the indices of properties and
+            contrasts refer. Whether they are one distribution is asked at the contexts of the first two alone.
         epsilon: the largest mean distance that counts as equal; nats, for the KL divergence.
         measure: which distance, one of `distribution.MEASURES`.
         least_r2: of the worst canonical direction.
@@ -69,10 +72,11 @@ def all_or_none(
     there = equivalence(predictor_a, predictor_b, seed=seed)
     back = equivalence(predictor_b, predictor_a, seed=seed)
     against = tuple(_against(equal, (there, back), least_r2, most_duality))
-    measured, missing = _measured((predictor_a, predictor_b), there.subspaces, properties)
+    both = extended or (predictor_a, predictor_b)
+    measured, missing = _measured(both, there.subspaces, properties)
     mismatches: dict[str, tuple[float, float]] = {}
     for name, (positive, negative) in (contrasts or {}).items():
-        ours, theirs = (each.f[positive].mean(0) - each.f[negative].mean(0) for each in (predictor_a, predictor_b))
+        ours, theirs = (each.f[positive].mean(0) - each.f[negative].mean(0) for each in both)
         mismatches[name] = (
             steering_mismatch(predictor_a, predictor_b, ours, back),
             steering_mismatch(predictor_b, predictor_a, theirs, there),
@@ -128,9 +132,9 @@ def _property_verdict(
         return PropertyVerdict("undetermined", against[0], scores)
     effective = [each.effective for each in scores]
     apart = abs(effective[0].estimate - effective[1].estimate)
-    places = zip(("the first", "the second"), scores, found, strict=True)
-    raw = {name: _has_more(each) for name, score, each in places if score.raw.holds}
-    told = " and ".join(raw)
+    places = list(zip(("the first", "the second"), scores, found, strict=True))
+    told = " and ".join(name for name, score, _ in places if score.raw.holds)
+    outside = " and ".join(name for name, score, each in places if _has_more(each) and _stands_out(score))
     if not apart <= agreement or effective[0].holds != effective[1].holds:
         reason = f"the effective scores differ by {apart:.3g}, though the distributions pass as equal"
         if apart <= agreement:
@@ -139,14 +143,19 @@ def _property_verdict(
     if effective[0].holds:
         reason = f"it holds in both effective subspaces; in the representations as they are, in {told or 'neither'}"
         return PropertyVerdict("shared", reason, scores)
-    if any(raw.values()):
+    if outside:
         return PropertyVerdict(
-            "model-specific", f"it holds outside of the effective subspaces alone, in {told}", scores
+            "model-specific", f"it holds outside of the effective subspaces alone, in {outside}", scores
         )
-    if raw:
-        reason = f"it holds in {told} as it is and not effectively, though nothing lies outside: it is too weak to tell"
-        return PropertyVerdict("undetermined", reason, scores)
-    return PropertyVerdict("neither", "it does not hold above its null", scores)
+    reason = "it does not hold above its null"
+    if told:
+        reason = f"it holds in {told} as it is, but by too little to differ from its effective score, which does not"
+    return PropertyVerdict("neither", reason, scores)
+
+
+def _stands_out(scores: PropertyScores) -> bool:
+    """Whether it holds as it is, clearly more than effectively: penalties, and chance, move either a little."""
+    return scores.raw.holds and scores.raw.low > scores.effective.high
 
 
 def _has_more(found: Subspaces) -> bool:

@@ -18,6 +18,7 @@ from lrt_tl.identifiability.properties.relations import linear_subspaces, relati
 from lrt_tl.identifiability.properties.scores import Property, PropertyScores
 from lrt_tl.identifiability.properties.steering import steering
 from lrt_tl.identifiability.reading import N_CONTEXTS, read_predictors
+from lrt_tl.identifiability.subspaces import Subspaces
 from lrt_tl.identifiability.verdict import Verdict
 from lrt_tl.models.protocol import HookedModel
 from lrt_tl.steering.contrast import ContrastPair
@@ -28,6 +29,8 @@ _OF_FACTS: dict[str, Callable[..., PropertyScores]] = {
     "relational linearity": relational_linearity,
     "linear subspaces": linear_subspaces,
 }
+_FEWEST_PAIRS = 5
+"""Of words: an interval over fewer means nothing."""
 _OF_PAIRS: dict[str, Callable[..., PropertyScores]] = {
     "parallelism": parallelism,
     "parallelism beyond categories": pairing,
@@ -71,8 +74,8 @@ def compare_models(
     contrasts: steering at the output, by the difference of means, and how well each model's vector is carried over.
 
     Args:
-        documents: whatever `read_documents` takes: the contexts that the distributions are compared at, beside those of
-            the facts and contrasts.
+        documents: whatever `read_documents` takes: the contexts that the distributions are compared at. Those of the
+            facts and contrasts are for the properties alone.
         epsilon: the largest mean KL, in nats, that counts as equal.
         relations: facts by the relation's name, such as `storyworld.relation(name).seen`, or `read_relations(file)`;
             the answers of one relation in one spelling.
@@ -82,11 +85,16 @@ def compare_models(
         n_contexts: from the documents.
         options: of `all_or_none`.
 
+    What cannot be measured, such as a relation whose answers are no single tokens of both, is named in the verdict.
+
     Raises:
-        LrtError: as of `read_predictors` and `all_or_none`; or a word of a pair is no token that both have, a relation
-            has fewer than two answers that are, or a contrast none on a side.
+        LrtError: as of `read_predictors` and `all_or_none`; a word of a pair is no token that both have; or a contrast
+            has no pair.
     """
     relations, pairs, contrasts = relations or {}, pairs or {}, contrasts or {}
+    for name, contrast in contrasts.items():
+        if not contrast.pairs:
+            raise LrtError(f"contrast {name!r} has no pair of texts")
     predictors = read_predictors(
         model_a, model_b, documents, n_contexts=n_contexts, batch_size=batch_size, prepend_bos=prepend_bos
     )
@@ -99,10 +107,13 @@ def compare_models(
     between = contexts_of_contrasts(contrasts, places)
     found = properties_of(predictors[0], model_a.tokenizer, relations, pairs, texts, probing=probing)
     for name, contrast in contrasts.items():
-        tokens = _answer_pairs(predictors[0], model_a.tokenizer, name, contrast)
-        positive, negative = between[name]
-        found[f"{name}: steering"] = partial(steering, positive=positive, negative=negative, pairs=tokens)
-    return all_or_none(first, second, found, contrasts=between, epsilon=epsilon, **options)
+        tokens, (positive, negative) = _answer_pairs(predictors[0], model_a.tokenizer, contrast), between[name]
+        found[f"{name}: steering"] = (
+            _refused(tokens)
+            if isinstance(tokens, str)
+            else partial(steering, positive=positive, negative=negative, pairs=tokens)
+        )
+    return all_or_none(*predictors, found, contrasts=between, extended=(first, second), epsilon=epsilon, **options)
 
 
 def texts_of_relations(relations: Relations) -> list[str]:
@@ -147,15 +158,23 @@ def properties_of(
         probing: linear probing of relations too, which takes seconds each.
 
     Raises:
-        LrtError: a word of a pair is no token of the predictor, or a relation has fewer than two answers that are.
+        LrtError: a word of a pair is no token of the predictor. (Of a relation whose answers are not, every property
+            raises, so that `all_or_none` names it among what is missing.)
     """
     texts = texts_of_relations(relations) if texts is None else texts
-    indices: dict[str, Facts] = {}
+    indices: dict[str, Facts | str] = {}
     of_words: dict[str, torch.Tensor] = {}
     for name, facts in relations.items():
         answers = token_indices(predictor, tokenizer, [fact.answer for fact in facts])
         subjects = token_indices(predictor, tokenizer, [f" {fact.subject}" for fact in facts])
-        indices[name] = facts_of(facts, texts, len(predictor.f), answers)
+        if len({answer for answer in answers if answer is not None}) < 2:
+            known = sum(answer is not None for answer in answers)
+            indices[name] = (
+                f"{known} of {len(facts)} answers ({facts[0].answer!r}, …) are single tokens that both models have: "
+                "two different ones are needed"
+            )
+        else:
+            indices[name] = facts_of(facts, texts, len(predictor.f), answers)
         of_tokens = [(subject, answer) for subject, answer in zip(subjects, answers, strict=True) if subject != answer]
         both = [pair for pair in dict.fromkeys(of_tokens) if None not in pair]
         of_words[name] = torch.tensor(both).reshape(-1, 2).long()
@@ -163,13 +182,25 @@ def properties_of(
         of_words[name] = _pairs_of_words(predictor, tokenizer, name, given)
     measures = _OF_FACTS | ({"linear probing": linear_probing} if probing else {})
     found: dict[str, Property] = {
-        f"{name}: {kind}": partial(measure, facts=facts)
+        f"{name}: {kind}": _refused(facts) if isinstance(facts, str) else partial(measure, facts=facts)
         for kind, measure in measures.items()
         for name, facts in indices.items()
     }
     for kind, of_pairs in _OF_PAIRS.items():
-        found |= {f"{name}: {kind}": partial(of_pairs, pairs=words) for name, words in of_words.items()}
+        for name, words in of_words.items():
+            few = f"{len(words)} pairs of single tokens that both models have: {_FEWEST_PAIRS} or more are needed"
+            enough = len(words) >= _FEWEST_PAIRS
+            found[f"{name}: {kind}"] = partial(of_pairs, pairs=words) if enough else _refused(few)
     return found
+
+
+def _refused(reason: str) -> Property:
+    """A property that cannot be measured."""
+
+    def measure(predictor: Predictor, found: Subspaces) -> PropertyScores:
+        raise LrtError(reason)
+
+    return measure
 
 
 def _pairs_of_words(predictor: Predictor, tokenizer: Any, name: str, words: Sequence[tuple[str, str]]) -> torch.Tensor:
@@ -180,15 +211,15 @@ def _pairs_of_words(predictor: Predictor, tokenizer: Any, name: str, words: Sequ
     return torch.tensor(indices)
 
 
-def _answer_pairs(predictor: Predictor, tokenizer: Any, name: str, contrast: Contrast) -> torch.Tensor:
-    """Every negative answer with every positive one."""
+def _answer_pairs(predictor: Predictor, tokenizer: Any, contrast: Contrast) -> torch.Tensor | str:
+    """Every negative answer with every positive one; or why there is none."""
     sides = [
         [token for token in token_indices(predictor, tokenizer, words) if token is not None]
         for words in (contrast.negative, contrast.positive)
     ]
     if not all(sides):
-        raise LrtError(
-            f"{name}: {len(sides[1])} of {len(contrast.positive)} positive answers and {len(sides[0])} of "
+        return (
+            f"{len(sides[1])} of {len(contrast.positive)} positive answers and {len(sides[0])} of "
             f"{len(contrast.negative)} negative ones are single tokens that both models have: one of each is needed"
         )
     return torch.tensor(list(product(*sides)))

@@ -16,7 +16,7 @@ from lrt_tl.tables import html_table
 _PRODUCTS_AT_ONCE, _LOGITS_AT_ONCE = 2**24, 2**19
 """Of each model: a product of f and g has so many logits, 64 MB of float32; so many are then looked at in float64."""
 MEASURES = ("kl", "reverse_kl", "js", "total_variation", "hellinger", "logit_distance")
-_INITIALS = {"kl": "KL", "reverse_kl": "reverse KL", "js": "JS"}
+_INITIALS = {"kl": "KL", "reverse_kl": "reverse KL", "js": "JS", "hellinger": "Hellinger"}
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -49,7 +49,7 @@ class Equality:
         rows = {
             "verdict": "equal" if self.equal else "not shown to be equal",
             f"mean {shown_measure(self.measure)}": f"{self.estimate:.3g}",
-            "at most, with 95 % confidence": f"{self.upper:.3g}",
+            "at most, with 95 % confidence": self._most(),
             "ε": f"{self.epsilon:g}",
             "contexts, documents": f"{self.contexts}, {self.documents}",
         }
@@ -64,7 +64,10 @@ class Equality:
     def __str__(self) -> str:
         verdict = "equal" if self.equal else "not shown to be equal"
         mean = f"mean {shown_measure(self.measure)} {self.estimate:.3g}"
-        return f"{verdict}: {mean}, at most {self.upper:.3g}, against ε = {self.epsilon:g}"
+        return f"{verdict}: {mean}, at most {self._most()}, against ε = {self.epsilon:g}"
+
+    def _most(self) -> str:
+        return f"{self.upper:.3g}" if math.isfinite(self.upper) else "anything"
 
     def _repr_html_(self) -> str:
         return html_table(self.summary())
@@ -101,7 +104,10 @@ def equality_of_values(
         raise LrtError(f"epsilon={epsilon}: it must be a positive number")
     sums, counts = _by_document(values, documents)
     if len(sums) < 5:
-        raise LrtError(f"{len(sums)} documents: their scatter cannot be known; give five or more, better hundreds")
+        raise LrtError(
+            f"the contexts are of {len(sums)} document(s): their scatter cannot be known. Give five or more, better "
+            "hundreds, and enough contexts to reach them (`n_contexts`)"
+        )
     upper = _upper_bound(sums, counts, n_bootstrap, seed)
     return Equality(measure, float(values.mean()), upper, epsilon, len(values), len(sums))
 
@@ -114,9 +120,14 @@ def documents_needed(found: Distances, epsilon: float, *, measure: str = "kl", p
 
     (of a normal mean; where it comes to fewer than fifty, take twice as many, for distances are skewed).
 
+    Raises:
+        LrtError: there is no such measure, or the power is not between 0 and 1.
+
     Returns:
         None where the mean is not under ε, or a KL is infinite: no number would do.
     """
+    if measure not in MEASURES or not 0 < power < 1:
+        raise LrtError(f"measure={measure!r}, power={power}: one of {', '.join(MEASURES)}, and between 0 and 1")
     sums, counts = _by_document(getattr(found, measure), found.documents)
     mean, error = _mean_and_error(sums, counts)
     gap = epsilon - float(mean)

@@ -107,8 +107,8 @@ def equivalence(p: Predictor, q: Predictor, *, held_out: float = 0.3, seed: int 
                 "uniform: there is nothing to fit. Are f and g of one model?"
             )
     contexts, tokens = (held_out_rows(of, held_out, seed) for of in (p.documents, torch.arange(len(p.g))))
-    of_contexts = linear_fit(p.f, q.f, contexts, onto=(found[0].M, found[1].M))
-    of_tokens = linear_fit(p.g, q.g, tokens, onto=(found[0].N, found[1].N), centered=True)
+    of_contexts = linear_fit(p.f, q.f, contexts, onto=(found[0].M, found[1].M), rows="contexts")
+    of_tokens = linear_fit(p.g, q.g, tokens, onto=(found[0].N, found[1].N), centered=True, rows="tokens")
     ours, theirs = (torch.diag(each.cosines) for each in found)
     residual = of_contexts.weight.T @ ours @ of_tokens.weight - theirs
     return Equivalence(of_contexts, of_tokens, float(residual.norm() / theirs.norm()), found)
@@ -139,6 +139,7 @@ def linear_fit(
     *,
     onto: tuple[Float64[Tensor, "d k"], Float64[Tensor, "d_other k_other"]] | None = None,
     centered: bool = False,
+    rows: str = "rows",
 ) -> LinearFit:
     """Least squares of `ours` on `theirs`, without a constant.
 
@@ -147,6 +148,7 @@ def linear_fit(
     Args:
         onto: bases in whose coordinates both are taken; as they are by default.
         centered: about the mean of all rows.
+        rows: what they are, for a complaint.
 
     Raises:
         LrtError: fewer fitted rows than twice the dimensions, or none held out.
@@ -155,10 +157,10 @@ def linear_fit(
     widest, n_fitted = max(basis.shape[1] for basis in onto), int((~held_out).sum())
     if n_fitted < 2 * widest or n_fitted == len(held_out):
         raise LrtError(
-            f"{n_fitted} rows to fit {widest} dimensions on, and {len(held_out) - n_fitted} held out: give more "
-            "contexts, or tokens, so that there are two rows or more to fit a dimension"
+            f"{n_fitted} {rows} to fit {widest} dimensions on, and {len(held_out) - n_fitted} held out: two or more to "
+            f"fit a dimension are needed. Give more {rows}; or ask for `lrt_tl.distances` of the predictors alone"
         )
-    factors = [triangle(ours, theirs, centered=centered, rows=rows) for rows in (~held_out, held_out)]
+    factors = [triangle(ours, theirs, centered=centered, rows=mask) for mask in (~held_out, held_out)]
     d = ours.shape[1]
     (x, y), (x_held, y_held) = ((each[:, :d] @ onto[0], each[:, d:] @ onto[1]) for each in factors)
     weight = torch.linalg.lstsq(y, x, driver="gelsd").solution.T

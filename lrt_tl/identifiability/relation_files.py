@@ -1,5 +1,6 @@
 """Relations in a file: a fact a line, each with the relation that it is of."""
 
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from lrt_tl.errors import LrtError
@@ -37,7 +38,7 @@ def read_relations(source: Any) -> dict[str, list[StatedFact]]:
         subject_end(fact)
         found.setdefault(relation, []).append(fact)
     if not found:
-        raise LrtError("there are no facts")
+        raise LrtError("there are no facts" + (f" in {source}" if isinstance(source, (str, Path)) else ""))
     for relation, facts in found.items():
         if len({fact.answer for fact in facts}) < 2:
             raise LrtError(

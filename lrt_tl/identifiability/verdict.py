@@ -96,7 +96,7 @@ class Verdict:
         both = sum(each.holds_in == "both" for each in found)
         return (
             f"{names} are not shown to be one distribution ({self.against[0]}), so that theory says nothing of what "
-            f"they share. Of {len(found)} properties that were measured, {both} hold in both."
+            f"they share. By their figures alone {both} of {len(found)} properties are in both."
         )
 
     def rows(self) -> list[dict[str, str]]:
@@ -182,7 +182,9 @@ class Verdict:
         return f"Verdict({self.names[0]} and {self.names[1]}: {found})"
 
     def _repr_html_(self) -> str:
-        return f"<p>{html.escape(self.sentence())}</p>{html_columns(self.rows())}"
+        aside = [*self.notes, *(f"{name} was not measured: {reason}" for name, reason in self.missing.items())]
+        said = [self.sentence(), *aside]
+        return f"<p>{'<br>'.join(map(html.escape, said))}</p>{html_columns(self.rows())}"
 
 
 def _finite(values: Mapping[str, Any]) -> dict[str, Any]:

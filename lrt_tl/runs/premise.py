@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from lrt_tl.evaluation.middle import worth_in_the_middle
-from lrt_tl.identifiability.equality import documents_needed
+from lrt_tl.identifiability.equality import ENOUGH, documents_needed
 from lrt_tl.identifiability.figures import direction_figure, distance_figure, spectrum_figure
 from lrt_tl.identifiability.verdict import Verdict
 from lrt_tl.report.page import Block, Figure, Note, Section, Table
@@ -15,7 +15,9 @@ _PREMISE = (
 )
 _EQUIVALENCE = (
     "The theorem is about what the unembedding reads, where the distribution depends on it. A model that is near in "
-    "distribution can have single directions that are lost, while R² of all together stays high: the worst one counts."
+    "distribution can have single directions that are lost, while R² of all together stays high: the worst one counts. "
+    "Where the effective dimensions differ the two cannot be one distribution, and the larger cannot be had from the "
+    "smaller: its worst direction is 0, and the duality's residual may be large."
 )
 _PROPERTIES = (
     "1 is what holds exactly, 0 what does not hold; a score has to be above its null. Effective: measured on "
@@ -47,8 +49,8 @@ def _distribution(verdict: Verdict) -> Iterator[Block]:
     yield Table(verdict.distances.summary(), "Distances, mean over contexts; nats where they are divergences")
     needed = documents_needed(verdict.distances, verdict.equality.epsilon, measure=verdict.equality.measure)
     yield Note(
-        f"About {needed} documents like these would be enough to find them equal in four of five such tests, if the "
-        "mean is what it is here."
+        f"By the scatter here about {needed} documents would find them equal in four of five tests, to an order of "
+        f"magnitude; under {ENOUGH} the bound is not to be relied on."
         if needed is not None
         else "The mean distance is not under ε: no number of documents would find them equal."
     )

@@ -71,7 +71,7 @@ def test_equality_without_scatter() -> None:
     ("measure", "epsilon", "n"), [("kl", 0.0, 9), ("kl", math.nan, 9), ("KL", 1.0, 9), ("kl", 1.0, 4)]
 )
 def test_equality_that_cannot_be_tested(measure: str, epsilon: float, n: int) -> None:
-    with pytest.raises(LrtError, match=r"positive number|must be one of kl|4 documents"):
+    with pytest.raises(LrtError, match=r"positive number|must be one of kl|of 4 document"):
         equality(of_values(torch.ones(n).double()), epsilon, measure=measure)
 
 
@@ -81,3 +81,9 @@ def test_what_is_shown() -> None:
     assert "not shown to be equal" in equality(few, 1e-3)._repr_html_()
     assert "the bound is too low" in equality(few, 1e-3).summary()["beware"]
     assert "beware" not in equality(many, 1e-3).summary()
+
+
+@pytest.mark.parametrize(("measure", "power"), [("zz", 0.8), ("kl", 1.0), ("kl", 0.0)])
+def test_documents_that_cannot_be_counted(measure: str, power: float) -> None:
+    with pytest.raises(LrtError, match="between 0 and 1"):
+        documents_needed(of_values(torch.ones(9).double()), 2.0, measure=measure, power=power)

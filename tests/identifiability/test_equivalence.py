@@ -193,7 +193,7 @@ def test_a_share_that_is_none(share: float) -> None:
 
 def test_fewer_contexts_than_dimensions_cannot_be_fitted() -> None:
     p = Predictor.from_arrays(normal(9, 12), normal(60, 12, seed=2))
-    with pytest.raises(LrtError, match="6 rows to fit 9 dimensions on, and 3 held out: give more contexts, or tokens"):
+    with pytest.raises(LrtError, match="6 contexts to fit 9 dimensions on, and 3 held out"):
         equivalence(p, p)
 
 

@@ -10,6 +10,7 @@ from transformers import GPT2Config, GPTNeoXConfig, PreTrainedTokenizerFast
 
 from lrt_tl import storyworld
 from lrt_tl.errors import LrtError
+from lrt_tl.identifiability.properties.facts import with_texts
 from lrt_tl.identifiability.reading import read_predictors, shared_tokens
 from lrt_tl.models.loading import load_model
 from tests.checkpoints import D_VOCAB, save_checkpoint
@@ -93,6 +94,15 @@ def test_models_of_two_tokenizers(tmp_path: Path) -> None:
     torch.testing.assert_close(q.logits()[row], logits[:, [4, 2]], rtol=0, atol=1e-4)
     assert q.coverage is not None
     torch.testing.assert_close(q.coverage[row], logits.softmax(1)[:, [4, 2]].sum(1), rtol=0, atol=1e-5)
+
+    texts = ["cat dog", "dog"]
+    more = with_texts(q, loaded[1], texts)
+    assert more.coverage is not None
+    with torch.no_grad():
+        last = [loaded[1](torch.tensor([ids]))[0, -1].double() for ids in ([1, 4, 2], [1, 2])]
+    wanted = torch.stack([each.softmax(0)[[4, 2]].sum() for each in last])
+    torch.testing.assert_close(more.coverage[5:], wanted, rtol=0, atol=1e-5)
+    assert len(more.take(torch.arange(7)).coverage) == len(more.f)  # type: ignore[arg-type]
 
 
 def test_storyworlds_words_and_byte_pairs() -> None:

@@ -1,6 +1,8 @@
 """Twins: what is in the effective subspaces is shared, what is planted in the junk is one model's own."""
 
 import json
+import math
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -108,20 +110,36 @@ def test_how_a_verdict_shows(twins: Verdict) -> None:
     assert twins.distance_features()["context_worst_r2"] == pytest.approx(1)
 
 
-def test_infinite_divergences_are_null_in_json() -> None:
-    found = all_or_none(whole(), noisy(0.5), {}, epsilon=1e-2)
-    assert json.dumps(found.to_json(), allow_nan=False)
+def test_infinite_divergences_are_null_in_json(twins: Verdict) -> None:
+    endless = replace(twins.equality, upper=math.inf)
+    saved = json.dumps(replace(twins, equality=endless).to_json(), allow_nan=False)
+    assert json.loads(saved)["equality"]["upper"] is None
+    assert "at most anything" in str(endless)
 
 
-def test_nothing_is_model_specific_where_all_of_the_representation_is_effective() -> None:
-    """A weak property that stands out in one of two coordinates, of predictors without junk."""
+def test_what_is_weak_is_not_model_specific() -> None:
+    """It stands out from its null in one of two coordinates, by little: where nothing lies outside, and where junk."""
     low, high = Score(0.05, 0.01, 0.1, 0.0), Score(0.02, -0.01, 0.05, 0.0)
-    measures: dict[str, Property] = {"weak": lambda predictor, found: PropertyScores(raw=low, effective=high)}
-    plain = all_or_none(whole(), whole(), measures, epsilon=1e-6).properties["weak"]
-    assert plain.answer == "undetermined"
-    assert "though nothing lies outside" in plain.reason
+    weak: dict[str, Property] = {"weak": lambda predictor, found: PropertyScores(raw=low, effective=high)}
+    clear: dict[str, Property] = {
+        "clear": lambda predictor, found: PropertyScores(raw=Score(0.9, 0.8, 1.0, 0.1), effective=high)
+    }
     wide = widen_predictor(whole(), 10, junk_f=normal(CONTEXTS, 2, seed=5))
-    assert all_or_none(wide, whole(), measures, epsilon=1e-6).properties["weak"].answer == "model-specific"
+    for first in (whole(), wide):
+        found = all_or_none(first, whole(), weak, epsilon=1e-6).properties["weak"]
+        assert found.answer == "neither"
+        assert "by too little to differ from its effective score" in found.reason
+    assert all_or_none(wide, whole(), clear, epsilon=1e-6).properties["clear"].reason.endswith("in the first")
+    assert all_or_none(whole(), whole(), clear, epsilon=1e-6).properties["clear"].answer == "neither"
+
+
+def test_distances_are_of_the_documents_and_properties_of_what_is_added() -> None:
+    first, added = whole(), normal(20, 6, seed=3)
+    more = replace(first, f=torch.cat([first.f, added]), documents=torch.arange(len(first.f) + 20))
+    sides = {"side": (torch.arange(CONTEXTS, CONTEXTS + 10), torch.arange(CONTEXTS + 10, CONTEXTS + 20))}
+    found = all_or_none(first, first, {}, contrasts=sides, extended=(more, more))
+    assert len(found.distances.kl) == CONTEXTS
+    assert found.steering_mismatch["side"] == pytest.approx((0, 0), abs=1e-9)
 
 
 def test_a_property_that_cannot_be_measured_is_named() -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from lrt_tl.errors import LrtError
-from lrt_tl.identifiability.predictor import READS, Predictor
+from lrt_tl.identifiability.predictor import READS, Predictor, unembedding
 from lrt_tl.models.hook_names import resolve_hook_name
 from lrt_tl.models.protocol import HookedModel
 from lrt_tl.steering.states import text_states
@@ -107,10 +107,28 @@ def with_texts(
     states = text_states(model, texts, [READS], position="last", prepend_bos=prepend_bos)[READS].states
     if predictor.d_model == states.shape[1] + 1:  # the unembedding has a bias
         states = functional.pad(states, (0, 1), value=1.0)
-    new = int(predictor.documents.max()) + 1 + torch.arange(len(texts))
+    new, states = int(predictor.documents.max()) + 1 + torch.arange(len(texts)), states.to(predictor.f)
+    coverage = predictor.coverage
+    if coverage is not None:
+        coverage = torch.cat([coverage, _coverage(states, predictor, model)])
     return replace(
-        predictor, f=torch.cat([predictor.f, states.to(predictor.f)]), documents=torch.cat([predictor.documents, new])
+        predictor,
+        f=torch.cat([predictor.f, states]),
+        documents=torch.cat([predictor.documents, new]),
+        coverage=coverage,
     )
+
+
+def _coverage(
+    states: Float[Tensor, "context d_model"], some: Predictor, model: HookedModel
+) -> Float64[Tensor, "context"]:
+    """The probability of the predictor's tokens among all that the model has."""
+    g, bias = (None if part is None else part.cpu().double() for part in unembedding(model))
+    assert g is not None
+    f = states.double()
+    whole = f[:, : g.shape[1]] @ g.T + (0 if bias is None else bias)
+    found: Tensor = ((f @ some.g.double().T).logsumexp(1) - whole.logsumexp(1)).exp()
+    return found
 
 
 def subject_states(

@@ -71,7 +71,9 @@ def steering(
     seed: int = 0,
 ) -> PropertyScores:
     """The selectivity of the difference of means of f between two sets of contexts, with an interval over contexts.
-    Null: which contexts are positive is chosen at random. Effective: of P_M v, which does the same, since v ∈ F.
+    Effective: of P_M v, which does the same, since v ∈ F. Null: random vectors as the contexts' representations are
+    spread, Σ cᵢ (f(xᵢ) − f̄) with cᵢ ~ N(0, 1). (To exchange contexts between the sets would be none: where the two are
+    tight, every exchange gives ± a multiple of the same vector, which is just as selective.)
 
     Raises:
         LrtError: a set of contexts is empty, there is no pair of tokens, or no token outside of the pairs.
@@ -81,15 +83,9 @@ def steering(
     generator = torch.Generator().manual_seed(seed)
     sides = [predictor.f[each].double() for each in (positive, negative)]
     drawn = [side[torch.randint(len(side), (n_null, len(side)), generator=generator)].mean(1) for side in sides]
-    pooled, n = torch.cat(sides), len(positive)
-    orders = torch.stack([torch.randperm(len(pooled), generator=generator) for _ in range(n_null)])
-    vectors = torch.cat(
-        [
-            (sides[0].mean(0) - sides[1].mean(0))[None],
-            drawn[0] - drawn[1],
-            pooled[orders[:, :n]].mean(1) - pooled[orders[:, n:]].mean(1),
-        ]
-    )
+    drawn_from = torch.randn(n_null, len(predictor.f), generator=generator, dtype=torch.float64)
+    random = (drawn_from - drawn_from.mean(1, keepdim=True)) @ predictor.f.double()
+    vectors = torch.cat([(sides[0].mean(0) - sides[1].mean(0))[None], drawn[0] - drawn[1], random])
     raw, effective = (
         _selectivity(_shifts(predictor, each), pairs, n_null) for each in (vectors, vectors @ found.M @ found.M.T)
     )

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lrt_tl.errors import LrtError
-from lrt_tl.identifiability.comparison import compare_models, properties_of
+from lrt_tl.identifiability.comparison import Contrast, compare_models, properties_of
 from lrt_tl.identifiability.properties.facts import (
     facts_of,
     subject_end,
@@ -20,6 +20,7 @@ from lrt_tl.identifiability.properties.jacobian import faithfulness, mean_jacobi
 from lrt_tl.identifiability.properties.relations import linearity
 from lrt_tl.identifiability.reading import read_predictor
 from lrt_tl.models.attach import attached
+from lrt_tl.steering.contrast import ContrastPair
 from lrt_tl.text.batches import tokenize
 
 
@@ -132,13 +133,29 @@ def test_a_model_shares_all_with_itself(bridges: tuple[Any, Any], texts: list[st
     assert found.premise
     kinds = ("relational linearity", "linear subspaces", "parallelism", "parallelism beyond categories")
     assert list(found.properties) == [f"next: {kind}" for kind in kinds]
-    assert {each.answer for each in found.properties.values()} <= {"shared", "neither", "undetermined"}
+    for each in found.properties.values():
+        assert each.answer in ("shared", "neither")
+        assert each.scores[0].effective == each.scores[1].effective
+    assert (len(found.distances.kl), found.missing) == (900, {})  # the facts' prompts are no documents
     plain = read_predictor(model, texts[:20], n_contexts=60)
     assert "next: linear probing" in properties_of(plain, model.tokenizer, {"next": FACTS}, {}, probing=True)
+    lost = [Word(f"word{i}", f"word1 word{i} word2", " elsewhere") for i in range(5, 17)]
+    unknown = Contrast([ContrastPair("word1", "word2")], [" elsewhere"], ["word3"])
+    found = compare_models(
+        model, model, texts, relations={"lost": lost}, contrasts={"side": unknown}, n_contexts=900, least_r2=0.8
+    )
+    assert found.properties == {}
+    assert "0 of 12 answers (' elsewhere', …) are single tokens" in found.missing["lost: relational linearity"]
+    assert "0 pairs of single tokens" in found.missing["lost: parallelism"]
+    assert "0 of 1 positive answers" in found.missing["side: steering"]
+    assert found.steering_mismatch["side"] == pytest.approx((0, 0), abs=1e-4)
+    assert "lost: parallelism was not measured" in found._repr_html_()
+    with pytest.raises(LrtError, match="contrast 'side' has no pair"):
+        compare_models(model, model, texts, contrasts={"side": Contrast([], ["word1"], ["word2"])})
     with pytest.raises(LrtError, match="'elsewhere' is no single token that both models have"):
         compare_models(model, model, texts, epsilon=1e-3, pairs={"next": [("elsewhere", "word4")]}, n_contexts=200)
 
 
 def test_a_vocabulary_too_small_for_the_dimensions_is_refused(bridges: tuple[Any, Any], texts: list[str]) -> None:
-    with pytest.raises(LrtError, match="rows to fit 24 dimensions on"):
+    with pytest.raises(LrtError, match="tokens to fit 24 dimensions on"):
         compare_models(*bridges, texts, epsilon=1e-3, relations={"next": FACTS}, n_contexts=300)

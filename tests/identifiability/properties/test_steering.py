@@ -64,6 +64,23 @@ def test_a_vector_between_contexts_that_differ_in_the_pairs_is_selective() -> No
     assert not steering(predictor, subspaces(predictor), **sides, pairs=PAIRS).effective.holds
 
 
+def test_sets_as_tight_as_can_be_are_selective_too() -> None:
+    """Every exchange of contexts between the sets gives a multiple of the same vector: that would be no null."""
+    psi, phi = normal(TOKENS, K, seed=1), normal(CONTEXTS, K, seed=0)
+    psi[[1, 3], 0], psi[[0, 2], 0] = 4.0, -4.0
+    phi[:64], phi[64:128] = torch.eye(K).double()[0], -torch.eye(K).double()[0]
+    predictor = planted(phi, psi)
+    found = steering(
+        predictor, subspaces(predictor), positive=torch.arange(64), negative=torch.arange(64, 128), pairs=PAIRS
+    )
+    assert found.raw.estimate > 0.98
+    assert found.raw.holds
+    assert found.raw.null < found.raw.estimate - 0.003
+    twin = widen_predictor(predictor, 12, junk_f=normal(CONTEXTS, 3, seed=4), seed=5)
+    other = steering(twin, subspaces(twin), positive=torch.arange(64), negative=torch.arange(64, 128), pairs=PAIRS)
+    assert other.effective.null == pytest.approx(found.effective.null, abs=1e-9)
+
+
 def test_what_cannot_be_steered() -> None:
     between = equivalence(planted(), planted())
     with pytest.raises(LrtError, match="1 positive and 0 negative contexts"):
