@@ -190,6 +190,7 @@ def forecasts(
     each_at = [[each] if isinstance(each, SteeringVector) else list(each) for each in vectors]
     for vector in (vector for found in each_at for vector in found):
         vector.check_model(source)
+    apart = None if verdict is None else _distances(verdict, source, target)
     if affine_map is None:
         end = resolve_hook_name(target, layer=target.cfg.n_layers // 2 if layer is None else layer)
         begin = [vector.site.hook_name for vector in each_at[0]]
@@ -197,7 +198,6 @@ def forecasts(
     elif layer is not None:
         raise LrtError(f"layer={layer} is of a map that is fitted here; the one given ends at {affine_map.target}")
     _check_map(affine_map, source, target)
-    apart = None if verdict is None else _distances(verdict, source, target)
     batches = held_out_batches(source, target, documents, batch_size=batch_size, prepend_bos=prepend_bos)
     measured = measure_map(source, target, affine_map, batches)
     return [_forecast(features_of(measured, source, target, found, search), apart) for found in each_at]

@@ -27,7 +27,10 @@ def widen(model: HookedModel, d_model: int, *, seed: int = 0) -> HookedModel:
 
     RMSNorm takes its mean over d' dimensions instead of d, so that with gain √(d/d') and ε d/d' it gives Q times what
     it gave; its own gains move into the weights that read from it. Those are W diag(g) Qᵀ then, and those that write
-    Q W. A tied unembedding reads through the last norm's gains, so that the twin's is its own. (Derived here.)
+    Q W. Nothing is added in the further dimensions: RMSNorm sees every direction, so that junk there would have to be
+    of one small norm at every position to change nothing (`widen_predictor` adds any, to plain arrays). Exact are the
+    logits, but for rounding. A tied unembedding reads through the last norm's gains, so that the twin's is its own.
+    (Derived here.)
 
     Args:
         model: a `TransformerBridge` of a Llama, as `storyworld.load` gives.
