@@ -35,7 +35,7 @@ EPSILON, LEAST_R2, MOST_DUALITY, AGREEMENT = 0.01, 0.9, 0.1, 0.05
 """What the premise, and a property, have to keep to: see `all_or_none`."""
 MOST_MISMATCH = 0.1
 """Of what a vector does at the output, the share that may be lost or added where it is carried."""
-N_CONTEXTS, N_DOCUMENTS, N_PAIRS, SEED = 2500, 80, 30, 77
+N_CONTEXTS, N_DOCUMENTS, N_PAIRS, SEED = 20_000, 320, 30, 77
 TASKS = ("mood", "register", "language", "refusal")
 PARALLEL = ("comparative", "superlative")
 COMMAND = "python benchmarks/one_distribution.py --out benchmarks/results"
@@ -45,7 +45,8 @@ KINDS = ("relational linearity", "parallelism")
 
 
 def read(model: Any, documents: list[str], texts: list[str]) -> tuple[Predictor, Predictor]:
-    """The predictor on the documents, and with the texts of the facts and the contrast pairs."""
+    """The predictor on the documents, for what is asked of distributions; and with the texts of facts and contrast
+    pairs, for properties."""
     plain = read_predictor(model, documents, n_contexts=N_CONTEXTS)
     return plain, with_texts(plain, model, texts)
 
@@ -283,15 +284,15 @@ def main() -> None:
     found = []
     for name in (ITSELF, *copies(), *APART):
         other = large if name == ITSELF else load_copy(name) if name in copies() else load(name, "bridge")
-        _, theirs = read(other, documents, texts)
-        verdict = all_or_none(whole, theirs, properties, contrasts=sides, **allowed)
-        found.append(figures(name, verdict, whole, theirs))
+        there, theirs = read(other, documents, texts)
+        verdict = all_or_none(plain, there, properties, contrasts=sides, extended=(whole, theirs), **allowed)
+        found.append(figures(name, verdict, plain, there))
         print(row(found[-1]), flush=True)
     print_columns("One distribution?", map(row, found))
     answered = answer(found)
     print(answered["sentence"])
     line = {"benchmark": "one_distribution", "command": COMMAND, **allowed, "most_mismatch": MOST_MISMATCH}
-    line |= {"contexts": len(whole.f), "answer": answered, "results": found}
+    line |= {"contexts": len(plain.f), "documents": plain.n_documents, "answer": answered, "results": found}
     if given.out is not None:
         given.out.mkdir(parents=True, exist_ok=True)
         write(given.out / "one_distribution.json", line)
