@@ -67,7 +67,8 @@ def tutorials() -> str:
     for path in sorted((ROOT / "tutorials").glob("[0-9]*.ipynb")):
         first = "".join(json.loads(path.read_text(encoding="utf-8"))["cells"][0]["source"])
         title, rest = re.split(r"^# (.*)$", first, maxsplit=1, flags=re.MULTILINE)[1:]
-        parts.append(f"## {title}\n\n`tutorials/{path.name}`\n\n{rest.strip().split(chr(10) * 2)[0]}\n")
+        question = relinked(rest.strip().split("\n\n")[0], "tutorials", "tutorials.md")
+        parts.append(f"## {title}\n\n`tutorials/{path.name}`\n\n{question}\n")
     return "\n".join(parts)
 
 
