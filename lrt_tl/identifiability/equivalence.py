@@ -158,7 +158,7 @@ def linear_fit(
     if n_fitted < 2 * widest or n_fitted == len(held_out):
         raise LrtError(
             f"{n_fitted} {rows} to fit {widest} dimensions on, and {len(held_out) - n_fitted} held out: two or more to "
-            f"fit a dimension are needed. Give more {rows}; or ask for `lrt_tl.distances` of the predictors alone"
+            f"fit a dimension are needed, so that this takes more {rows}. Distances need none of it: `lrt_tl.distances`"
         )
     factors = [triangle(ours, theirs, centered=centered, rows=mask) for mask in (~held_out, held_out)]
     d = ours.shape[1]

@@ -48,12 +48,12 @@ def property_figure(verdict: "Verdict") -> "Figure":
                 )
             )
     said = [f": {found.answer}" if verdict.premise else "" for found in verdict.properties.values()]
-    ticks = [figure_text(f"{name}{answer}") for name, answer in zip(verdict.properties, said, strict=True)]
+    ticks = [_in_two_lines(f"{name}{answer}") for name, answer in zip(verdict.properties, said, strict=True)]
     axis = {"tickmode": "array", "tickvals": list(range(n)), "ticktext": ticks, "range": [n - 0.4, -0.6]}
     figure.add_vline(x=0, line={"width": 1, "color": "#888888"})
     return figure.update_layout(
         layout(
-            height=130 + 26 * n,
+            height=130 + 34 * n,
             margin=_MARGIN,
             xaxis={"title": "score: 1 holds exactly, 0 not at all", "range": [-0.55, 1.05]},
             yaxis={**axis, "automargin": True},
@@ -123,6 +123,11 @@ def spectrum_figure(verdict: "Verdict") -> "Figure":
             yaxis={"title": "singular value", "type": "log", "exponentformat": "power"},
         )
     )
+
+
+def _in_two_lines(name: str) -> str:
+    """`capital-of: parallelism` with its second part below the first, so that a phone has room for the scores."""
+    return "<br>".join(figure_text(part) for part in name.split(": ", 1))
 
 
 def _line(values: Sequence[float], *, name: str, line: dict[str, Any], scatter: Any) -> Any:
