@@ -2,27 +2,18 @@
 
 import json
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import lrt_tl as lrt
-from lrt_tl.cli import main
+from tests.test_transfer import command
 
 FACTS = [
     {"relation": "next", "subject": f"word{i}", "prompt": f"word1 word{i} word2", "answer": f" word{i + 20}"}
     for i in range(5, 17)
 ]
-
-
-def command(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
-    """Run `lrt-tl` in this process; its exit status."""
-    monkeypatch.setattr(sys, "argv", ["lrt-tl", *map(str, arguments)])
-    with pytest.raises(SystemExit) as stopped:
-        main()
-    return int(stopped.value.code or 0)
 
 
 def test_the_command(
