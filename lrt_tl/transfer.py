@@ -159,7 +159,6 @@ def transfer(
     choice, behaviors = _choose_layer(chain, found, coefficients, seed)
     chosen = 0 if choice is None else choice.chosen
     affine_map, vectors, foreseen = maps[chosen], found[chosen], forecasts_of_maps[chosen]
-    print(affine_map)
     untrained, without = _untrained(chain, affine_map, seed) if random_weights else ([None] * len(read), "")
     evaluating: dict[str, Any] = {
         "coefficients": coefficients,

@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 from lrt_tl.alignment.counts import HarvestCounts
 from lrt_tl.alignment.harvest import Calibration, Harvest, fingerprint_of
 from lrt_tl.alignment.moments import Centered, Moments, Pair, device_of_sums
-from lrt_tl.alignment.processes import Processes, is_first, sharing
+from lrt_tl.alignment.processes import Processes, bar, sharing
 from lrt_tl.artifacts import load_artifact, save_artifact
 from lrt_tl.errors import ArtifactError, LrtError, MismatchError
 from lrt_tl.hub import OnHub
@@ -249,7 +249,7 @@ def _arguments(
 ) -> dict[str, Any]:
     """All that decides the moments, in JSON."""
     texts = hashlib.sha256()
-    for document in tqdm(harvest.documents, desc="compare", unit=" documents", leave=False, disable=not is_first()):
+    for document in tqdm(harvest.documents, desc="compare", unit=" documents", leave=False, **bar()):
         texts.update(hash_of(document.text).to_bytes(8, "big"))
     names = ("batch_size", "context_length", "layout", "prepend_bos", "sorted_together")
     configs = {"source": harvest.source.cfg, "target": harvest.target.cfg}

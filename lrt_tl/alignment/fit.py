@@ -14,7 +14,7 @@ from lrt_tl.alignment.ends import HookNames, Layers, Model, both_ends, look_at, 
 from lrt_tl.alignment.fit_report import FitReport
 from lrt_tl.alignment.harvest import Harvest, Transform
 from lrt_tl.alignment.moments import Centered, fit_pairs, pool
-from lrt_tl.alignment.processes import is_first, shared
+from lrt_tl.alignment.processes import shared
 from lrt_tl.alignment.selection import Addition, Method, add_sources, choose, narrowed
 from lrt_tl.errors import LrtError
 from lrt_tl.models.identity import Site
@@ -48,7 +48,7 @@ def fit_affine_map(
     checkpoint: str | Path | None = None,
     distributed: bool = False,
 ) -> AffineMap:
-    """Fit h_target ≈ A h_source + b over the token positions of a text, and print its report.
+    """Fit h_target ≈ A h_source + b over the token positions of a text.
 
     The text streams through both models once; only its moments are kept. The penalty, or the rank, is chosen by 5-fold
     cross-validation over documents, the map is fitted on all folds, and judged on test documents that no choice has
@@ -78,7 +78,7 @@ def fit_affine_map(
             of each side's, in a whitened map.
         checkpoint: a folder to keep the moments in every minute, so that a fit that was killed goes on from there.
         distributed: share the pass with the other processes of torch.distributed's group, which must be initialized,
-            and in which all must call this with the same arguments. Each gets the same map; rank 0 prints.
+            and in which all must call this with the same arguments. Each gets the same map.
 
     Raises:
         LrtError: a bad layer or document, an activation that is not finite, or fewer positions than dimensions; or
@@ -104,10 +104,7 @@ def fit_affine_map(
         checkpoint=checkpoint,
         distributed=distributed,
     )
-    fitted = fit_moments(harvested, method=method, select_layers=select_layers, relative_ridges=relative_ridges)
-    if is_first():
-        print(fitted)
-    return fitted
+    return fit_moments(harvested, method=method, select_layers=select_layers, relative_ridges=relative_ridges)
 
 
 def fit_affine_maps(
@@ -120,7 +117,7 @@ def fit_affine_maps(
     relative_ridges: Sequence[float] = RELATIVE_RIDGES,
     **options: Any,
 ) -> AffineMaps:
-    """Fit a map to each of several target layers, `layers=((0, 1, 2), (3, 4))`, from one pass, and print their R².
+    """Fit a map to each of several target layers, `layers=((0, 1, 2), (3, 4))`, from one pass.
 
     Args:
         documents: whatever `read_documents` takes.
@@ -134,10 +131,7 @@ def fit_affine_maps(
     """
     harvested = harvest_moments(source, target, documents, **options)
     choice: dict[str, Any] = {"method": method, "select_layers": select_layers, "relative_ridges": relative_ridges}
-    maps = AffineMaps(tuple(fit_moments(harvested, target=site, **choice) for site in harvested.targets))
-    if is_first():
-        print(maps)
-    return maps
+    return AffineMaps(tuple(fit_moments(harvested, target=site, **choice) for site in harvested.targets))
 
 
 @shared

@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 
 from lrt_tl.alignment.counts import HarvestCounts
 from lrt_tl.alignment.forward import Seen, Side, one_at_a_time, rows_of, together
-from lrt_tl.alignment.processes import is_first
+from lrt_tl.alignment.processes import bar
 from lrt_tl.errors import LrtError
 from lrt_tl.models.call import call_from_mask
 from lrt_tl.models.deferred import DeferredModel
@@ -138,7 +138,7 @@ class Harvest:
             LrtError: there is none.
         """
         kept = self._kept(HarvestCounts())
-        documents = tqdm(kept, desc="read", unit=" documents", leave=False, disable=not is_first())
+        documents = tqdm(kept, desc="read", unit=" documents", leave=False, **bar())
         sample = heapq.nsmallest(n, documents, key=lambda document: hash_of(document.text))
         if not sample:
             raise LrtError(f"{self.documents.name}: every document contains a contrast or behavior text")
@@ -165,7 +165,7 @@ class Harvest:
         counts.settings = {"documents": self.documents.name, **{name: getattr(self, name) for name in names}}
         if self.positions != "all":
             counts.settings["positions"] = positions_to_json(self.positions)
-        progress = tqdm(desc="harvest", unit=" positions", unit_scale=True, disable=not is_first())
+        progress = tqdm(desc="harvest", unit=" positions", unit_scale=True, leave=False, **bar())
         batches = self._batches(self._kept(counts), counts, layout=self.layout)
         for batch, (states, norms) in self._seen(islice(batches, rank + skip * size, None, size)):
             rows = batch.source.content.nonzero()[:, 0]

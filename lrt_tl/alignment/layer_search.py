@@ -25,7 +25,7 @@ from lrt_tl.alignment.ends import Layers, Model
 from lrt_tl.alignment.fit import FOLDS, RELATIVE_RIDGES, prepare
 from lrt_tl.alignment.harvest import Calibration, Harvest, PairedActivations, Transform
 from lrt_tl.alignment.moments import Moments, fit_pairs, pool
-from lrt_tl.alignment.processes import is_first, shared
+from lrt_tl.alignment.processes import bar, shared
 from lrt_tl.alignment.selection import FoldSpectrum, held_out_folds, penalties_of
 from lrt_tl.alignment.solvers import ridge
 from lrt_tl.errors import LrtError
@@ -170,10 +170,8 @@ def search_layers(
     seed: int = 0,
     distributed: bool = False,
 ) -> LayerSearch:
-    """Fit a ridge map between every pair of layers, in one pass over the text, and print which pair is best. (The map
+    """Fit a ridge map between every pair of layers, in one pass over the text. (The map
     that predicts best is ridge's; for the pair that was found, `fit_affine_map` may make another.)
-
-    Says first how much memory the moments take.
 
     Args:
         documents: whatever `read_documents` takes.
@@ -223,7 +221,7 @@ def search_layers(
     cv_r2, test_r2 = _all_pairs(harvested.moments, keys, relative_ridges)
     sample = _sample(harvest, calibration)
     null_best, sample_best = _null(sample, calibration, keys, relative_ridges, n_nulls, seed)
-    found = LayerSearch(
+    return LayerSearch(
         harvest.source.cfg.model_name,
         harvest.target.cfg.model_name,
         tuple(layer_of(site.hook_name) for site in sites[0]),
@@ -237,9 +235,6 @@ def search_layers(
         harvested.counts.positions,
         sketch,
     )
-    if is_first():
-        print(found)
-    return found
 
 
 def memory_needed(layers: tuple[int, int], widths: tuple[int, int]) -> int:
@@ -251,8 +246,6 @@ def memory_needed(layers: tuple[int, int], widths: tuple[int, int]) -> int:
 def _check_memory(layers: tuple[int, int], widths: tuple[int, int]) -> None:
     needed, free = 2 * memory_needed(layers, widths), psutil.virtual_memory().available
     pairs = f"{layers[0]} × {layers[1]} pairs of layers"
-    if is_first():
-        print(f"{pairs}: the moments, and those of a null, take {needed / 1e9:.2f} GB ({free / 1e9:.0f} GB free)")
     if needed > 0.8 * free:
         raise LrtError(
             f"the moments of {pairs}, and of a null, take {needed / 1e9:.2g} GB, and {free / 1e9:.2g} are free: give "
@@ -329,7 +322,7 @@ def _null(
         return float(_all_pairs(moments, keys, relative_ridges, test=False)[0].max())
 
     generator = torch.Generator().manual_seed(seed)
-    draws = tqdm(range(n_nulls), desc="null", unit=" searches", leave=False, disable=not is_first())
+    draws = tqdm(range(n_nulls), desc="null", unit=" searches", leave=False, **bar())
     nulls = tuple(best(shuffle_within(sample.rows, generator)) for _ in draws)
     return nulls, best(torch.arange(len(sample.rows)))
 

@@ -98,7 +98,7 @@ def learning_curve(
     relative_ridges: Sequence[float] = RELATIVE_RIDGES,
     **options: Any,
 ) -> LearningCurve:
-    """Fit a map whenever the positions seen have doubled, in one pass over the text, and print what each is worth.
+    """Fit a map whenever the positions seen have doubled, in one pass over the text.
 
     Where the curves have flattened, more text of the same kind does not help. Documents are taken in the order in which
     they come, not sorted by length as elsewhere: mix their kinds.
@@ -133,15 +133,13 @@ def learning_curve(
     if not found or found[-1].positions < whole.report.tokens:
         found += _snapshot(parts[: len(FOLDS)], method, relative_ridges)
     carried = None if vector is None else _carried(found, whole, vector)
-    curve = LearningCurve(
+    return LearningCurve(
         tuple(snapshot.positions for snapshot in found),
         tuple(r_squared(snapshot.solution, parts[TEST]) for snapshot in found),
         tuple(snapshot.cv_r2 for snapshot in found),
         None if carried is None else tuple(cosine_similarity(carried, carried[-1:]).tolist()),
         None if carried is None else tuple((carried.norm(dim=1) / carried[-1].norm()).tolist()),
     )
-    print(curve)
-    return curve
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,11 @@ def is_first() -> bool:
     return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
 
 
+def bar() -> dict[str, bool]:
+    """For tqdm: one process draws the bars, unless `TQDM_DISABLE` says that none does."""
+    return {} if is_first() else {"disable": True}
+
+
 def join_launched(device: str | None) -> tuple[str | None, bool]:
     """Join the group of the processes that torchrun launched, if it launched this one.
 

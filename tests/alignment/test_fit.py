@@ -16,6 +16,7 @@ from lrt_tl import storyworld
 from lrt_tl.alignment.activations import fit_activations
 from lrt_tl.alignment.affine_map import AffineMap
 from lrt_tl.alignment.fit import RELATIVE_RIDGES, fit_affine_map, fit_affine_maps, fit_moments, harvest_moments
+from lrt_tl.alignment.processes import bar
 from lrt_tl.errors import LrtError
 from lrt_tl.models.identity import identify
 from lrt_tl.models.loading import load_model
@@ -266,9 +267,16 @@ def test_hook_names_instead_of_layers(
     assert_is(actual, reference.fit(positions))
 
 
-def test_the_report_is_printed(fitted: AffineMap, bridges: Any, texts: list[str], capsys: Any) -> None:
-    again = fit_ridge(*bridges, texts, layers=LAYERS)
-    assert capsys.readouterr().out == f"{again!r}\n"
+def test_nothing_is_printed_and_progress_leaves_nothing_behind(
+    bridges: Any, texts: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The map is returned, for a notebook to show once."""
+    fit_ridge(*bridges, texts, layers=LAYERS)
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert "positions" in shown.err
+    assert shown.err.rsplit("\r", 2)[-2].strip() == ""
+    assert bar() == {}, "or TQDM_DISABLE would not be heard"
 
 
 REFUSED: list[tuple[str, dict[str, Any]]] = [

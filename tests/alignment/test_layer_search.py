@@ -59,7 +59,7 @@ def test_a_sketch_sees_what_all_dimensions_see(bridges: tuple[Any, Any], texts: 
 
 
 def test_what_does_not_fit_is_refused_before_the_models_run(
-    bridges: tuple[Any, Any], texts: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    bridges: tuple[Any, Any], texts: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Little:
         available = 10_000
@@ -70,7 +70,6 @@ def test_what_does_not_fit_is_refused_before_the_models_run(
         LrtError, match=r"3 × 4 pairs of layers, and of a null, take 0\.00086 GB, and 1e-05 are free.*sketch=512"
     ):
         search_layers(*bridges, texts)
-    assert "take" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
