@@ -49,8 +49,9 @@ def test_the_commands_of_the_guides_run(workplace: Path, monkeypatch: pytest.Mon
         (workplace / f"part-{number}.jsonl").write_text("\n".join(part), encoding="utf-8")
     pages = [page.read_text(encoding="utf-8") for page in sorted((DOCS / "guides").glob("*.md"))]
     blocks = [block for page in pages for block in re.findall(r"```sh\n(.*?)```", page, re.DOTALL)]
-    commands = [line for block in blocks for line in block.splitlines() if line.startswith("lrt-tl ")]
-    assert len(commands) == 4
+    lines = [line for block in blocks for line in block.replace("\\\n", "").splitlines()]
+    commands = [line for line in lines if line.startswith("lrt-tl ")]
+    assert len(commands) == 11
     for command in commands:
         monkeypatch.setattr(sys, "argv", shlex.split(command))
         with pytest.raises(SystemExit) as stopped:

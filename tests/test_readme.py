@@ -1,65 +1,53 @@
-"""The README's snippets and commands, run as they stand in a folder that has the files that they name."""
+"""The README's snippets and commands, run as they stand, and its picture."""
 
 import re
 import shlex
-import shutil
 import sys
 from pathlib import Path
 
 import pytest
 
 from lrt_tl.cli import main
+from tests.unchecked import without_type_checks
 
-README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
 
 
-@pytest.fixture
-def workplace(
-    folders: tuple[Path, Path], files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Path:
-    for folder, name in zip(folders, ("small", "large"), strict=True):
-        (tmp_path / name).symlink_to(folder)
-    for name in ("documents.jsonl", "contrast.jsonl", "behavior.json"):
-        shutil.copy(files[Path(name).stem], tmp_path / name.replace("documents", "texts"))
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+def test_the_fifteen_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    (example,) = blocks("python")
+    assert sum(1 for line in example.splitlines() if line.strip()) <= 15
+    with without_type_checks():
+        exec(compile(example, "README.md", "exec"), {})
+    steered, recovery = capsys.readouterr().out.split("\nAssistant: ")[1].splitlines()
+    assert steered.startswith("Stop, nobody should"), "a harmless request, refused"
+    assert float(recovery.split()[0]) > 0.8
 
 
-def test_the_python_example(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    example, _, _ = blocks("python")
-    exec(compile(example, "README.md", "exec"), {})
-    shown = capsys.readouterr().out
-    assert "AffineMap(small L0 + L1 + L2 → large L3" in shown
-    assert "SteeringHandle" in shown
-
-
-def test_the_steering_example(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    _, example, _ = blocks("python")
-    exec(compile(example, "README.md", "exec"), {})
-    shown = capsys.readouterr().out
-    assert "AUC" in shown
-    assert "'projection before'" in shown
-
-
-def test_the_storyworld_example(capsys: pytest.CaptureFixture[str]) -> None:
-    _, _, example = blocks("python")
-    exec(compile(example, "README.md", "exec"), {})
-    shown = capsys.readouterr().out
-    assert "Relation(capital-of" in shown
-    assert "'happy': 1.0" in shown
-
-
-def test_the_shell_examples(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it stands but for the number of draws, of which it takes 64."""
     commands = [line for block in blocks("sh") for line in block.replace("\\\n", "").splitlines()]
-    ours = [command for command in commands if command.startswith("lrt-tl")]
-    assert len(ours) == 7
-    for command in ours:
-        monkeypatch.setattr(sys, "argv", shlex.split(command))
-        with pytest.raises(SystemExit) as stopped:
-            main()
-        assert not stopped.value.code, command
-    assert (workplace / "run" / "report.html").is_file()
+    (command,) = (command for command in commands if command.startswith("lrt-tl"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [*shlex.split(command), "--draws", "19"])
+    with without_type_checks(), pytest.raises(SystemExit) as stopped:
+        main()
+    assert not stopped.value.code
+    for name in ("report.html", "card.md", "summary.json", "map", "vectors"):
+        assert (tmp_path / "run" / name).exists()
+
+
+def test_the_targets_of_make_are_there() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    named = {word for block in blocks("sh") for word in re.findall(r"^make (\w+)", block, re.MULTILINE)}
+    assert named == {"demo", "test"}
+    assert all(f"\n{name}: " in makefile for name in named)
+
+
+def test_what_it_shows_and_links_to_is_there() -> None:
+    for link in re.findall(r"\]\((?!https://)([^)#\s]+)", README):
+        assert (ROOT / link).exists(), link

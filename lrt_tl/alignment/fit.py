@@ -72,7 +72,7 @@ def fit_affine_map(
         sequential: have one model in memory at a time. `source` and `target` are then functions that load them, such as
             `lambda: load_model("small")`. What the first makes of some thousand rows waits on disk for the second; each
             is loaded once for those. The moments are the same.
-        method: which map: see `alignment.solvers`, and the README's table of which to choose when.
+        method: which map: see `alignment.solvers`, and docs/guides/maps.md on which to choose when.
         select_layers: of several source layers, keep those that the map needs: see `selection.add_sources`.
         relative_ridges: candidates for λ, per position, in units of the mean variance of a dimension: of the source's;
             of each side's, in a whitened map.

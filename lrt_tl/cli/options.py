@@ -77,7 +77,7 @@ MethodOption = Annotated[
     Literal[
         "ridge", "ridge_per_target", "least_squares", "reduced_rank", "procrustes", "whitened", "partial_least_squares"
     ],
-    typer.Option(help="Which map; the README says which to choose when."),
+    typer.Option(help="Which map; docs/guides/maps.md says which to choose when."),
 ]
 Exclude = Annotated[
     list[str] | None, typer.Option(help="Contrast pairs or behaviors: documents that contain their texts are left out.")
