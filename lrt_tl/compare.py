@@ -51,6 +51,16 @@ def compare(
 
     Raises:
         LrtError: any input is refused. Files are read before the models run.
+
+    Examples:
+        >>> import lrt_tl as lrt
+        >>> from lrt_tl import storyworld
+        >>> model, texts = storyworld.load("small"), storyworld.documents(60)
+        >>> options = {"relations": {}, "contrasts": {}, "n_contexts": 400}
+        >>> lrt.compare(model, storyworld.widen(model, 80), texts, **options).answer().verdict
+        'one distribution'
+        >>> lrt.compare(model, lrt.reinitialized(model), texts, **options).answer().verdict
+        'not shown to be one distribution'
     """
     facts: Relations
     if relations is None:

@@ -134,6 +134,16 @@ def transfer(
 
     Raises:
         LrtError: any input is refused. Behaviors and contrast pairs are checked before the models run.
+
+    Examples:
+        >>> import lrt_tl as lrt
+        >>> from lrt_tl import storyworld
+        >>> model, texts = storyworld.load("small"), storyworld.documents(60)
+        >>> task = (storyworld.contrast_pairs("refusal", 16), storyworld.behavior("refusal", 8))
+        >>> options = {"method": "ridge", "coefficients": (-1.0, 0.0, 1.0), "n_draws": 19, "random_weights": False}
+        >>> run = lrt.transfer(model, model, texts, [task], layers=(1, 2), **options)  # from a layer to the next
+        >>> round(run.behaviors[0].result.recovery.estimate, 1)
+        0.9
     """
     check_coefficients(coefficients)
     check_pair_position(position)

@@ -34,7 +34,18 @@ _RANK_FOLDER = r"rank-\d+-of-\d+"
 
 @dataclass(frozen=True, eq=False)
 class HarvestedMoments(OnHub):
-    """The moments of one pass, and of what they are."""
+    """The moments of one pass, and of what they are.
+
+    Examples:
+        >>> import lrt_tl as lrt
+        >>> from lrt_tl import storyworld
+        >>> model, texts = storyworld.load("small"), storyworld.documents(60)
+        >>> first = lrt.harvest_moments(model, model, texts[:30], layers=(0, 2))
+        >>> second = lrt.harvest_moments(model, model, texts[30:], layers=(0, 2))
+        >>> moments = first.merge(second)
+        >>> first.counts.documents, moments.counts.documents
+        (30, 60)
+    """
 
     sources: tuple[Site, ...]
     targets: tuple[Site, ...]

@@ -50,6 +50,16 @@ def fit_activations(
     Raises:
         LrtError: shapes that do not pair, a cache without hook names, activations that are not finite, or fewer
             positions than dimensions.
+
+    Examples:
+        >>> import torch
+        >>> import lrt_tl as lrt
+        >>> generator = torch.Generator().manual_seed(0)
+        >>> source = torch.randn(4000, 8, generator=generator)
+        >>> target = source @ torch.randn(8, 12, generator=generator) + 3.0
+        >>> affine_map = lrt.fit_activations(source, target, document_ids=torch.arange(4000) // 20)
+        >>> affine_map(source).allclose(target, atol=1e-3)
+        True
     """
     names = hook_names or ("", "")
     x, y = _rows_of(source, names[0], "source"), _rows_of(target, names[1], "target")

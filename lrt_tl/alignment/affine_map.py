@@ -28,7 +28,20 @@ LARGEST_COVARIANCE = 8192
 
 @dataclass(frozen=True, eq=False)
 class AffineMap(OnHub):
-    """h_target ≈ weight · h_source + bias, from one site, or from several of one model side by side, to one site."""
+    """h_target ≈ weight · h_source + bias, from one site, or from several of one model side by side, to one site.
+
+    Examples:
+        >>> import lrt_tl as lrt
+        >>> from lrt_tl import storyworld
+        >>> source, target = storyworld.load("small"), storyworld.load("medium")
+        >>> affine_map = lrt.fit_affine_map(source, target, storyworld.documents(60), layers=(3, 5))
+        >>> vector = lrt.mean_difference(source, storyworld.contrast_pairs("refusal", 8), layer=3)
+        >>> affine_map.transport(vector)  # doctest: +ELLIPSIS
+        SteeringVector(storyworld-medium L5, 128 dimensions, norm ..., mean_difference of 8 pairs, transported)
+        >>> _, cache = source.run_with_cache("The capital of Norvia is")
+        >>> affine_map(cache).shape
+        torch.Size([1, 6, 128])
+    """
 
     weight: Float[Tensor, "d_target d_source"]
     """float32, on the CPU; A in the papers. With several sources d_source is that of all of them together."""
@@ -316,6 +329,15 @@ def cycle_r2(there: AffineMap, back: AffineMap) -> float:
 
     Raises:
         MismatchError: `back` does not begin where `there` ends, or end where it begins.
+
+    Examples:
+        >>> import lrt_tl as lrt
+        >>> from lrt_tl import storyworld
+        >>> small, medium, texts = storyworld.load("small"), storyworld.load("medium"), storyworld.documents(60)
+        >>> there = lrt.fit_affine_map(small, medium, texts, layers=(3, 5), method="ridge")
+        >>> back = lrt.fit_affine_map(medium, small, texts, layers=(5, 3), method="ridge")
+        >>> round(lrt.cycle_r2(there, back), 2)
+        0.94
     """
     if len(there.sources) > 1 or len(back.sources) > 1:
         raise MismatchError("a way there and back is of maps that begin at one site each")

@@ -22,6 +22,17 @@ class AffineMaps(OnHub):
 
     Raises:
         LrtError: there is none, or two end at the same site.
+
+    Examples:
+        >>> import lrt_tl as lrt
+        >>> from lrt_tl import storyworld
+        >>> source, target = storyworld.load("small"), storyworld.load("medium")
+        >>> maps = lrt.fit_affine_maps(source, target, storyworld.documents(60), layers=(3, (4, 5)))
+        >>> vector = lrt.mean_difference(source, storyworld.contrast_pairs("refusal", 8), layer=3)
+        >>> for carried in maps.transport(vector):
+        ...     print(carried.site)
+        storyworld-medium L4
+        storyworld-medium L5
     """
 
     maps: tuple[AffineMap, ...]

@@ -17,7 +17,18 @@ _NOISE = 1e-7
 
 @dataclass(frozen=True)
 class Carried:
-    """How well a map carries a vector."""
+    """How well a map carries a vector.
+
+    Examples:
+        >>> import lrt_tl as lrt
+        >>> from lrt_tl import storyworld
+        >>> source, target = storyworld.load("small"), storyworld.load("medium")
+        >>> affine_map = lrt.fit_affine_map(source, target, storyworld.documents(60), layers=(3, 5))
+        >>> vector = lrt.mean_difference(source, storyworld.contrast_pairs("refusal", 8), layer=3)
+        >>> carried = affine_map.carried(vector.direction)
+        >>> print(f"{carried.determined:.1f} of it in known directions, {carried.gain:.1f} typical lengths")
+        0.8 of it in known directions, 1.7 typical lengths
+    """
 
     determined: float
     """The share of the vector's squared length in directions that the map knows: those eigenvectors of the source's

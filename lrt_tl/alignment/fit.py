@@ -83,6 +83,16 @@ def fit_affine_map(
     Raises:
         LrtError: a bad layer or document, an activation that is not finite, or fewer positions than dimensions; or
             another process failed.
+
+    Examples:
+        >>> import lrt_tl as lrt
+        >>> from lrt_tl import storyworld
+        >>> source, target = storyworld.load("small"), storyworld.load("large")
+        >>> affine_map = lrt.fit_affine_map(source, target, storyworld.documents(60), layers=(1, 3))
+        >>> print(affine_map.source, "→", affine_map.target, tuple(affine_map.weight.shape))
+        storyworld-small L1 → storyworld-large L3 (192, 64)
+        >>> print(f"R² {affine_map.report.test_r2:.1f} on test documents")
+        R² 0.3 on test documents
     """
     at_target = both_ends(layers, hook_names)[1]
     if len(at_target) != 1 or at_target == ["all"]:
@@ -128,6 +138,17 @@ def fit_affine_maps(
 
     Raises:
         LrtError: what `fit_affine_map` refuses.
+
+    Examples:
+        >>> import lrt_tl as lrt
+        >>> from lrt_tl import storyworld
+        >>> source, target = storyworld.load("small"), storyworld.load("medium")
+        >>> maps = lrt.fit_affine_maps(source, target, storyworld.documents(60), layers=(3, (1, 3, 5)))
+        >>> for affine_map in maps:
+        ...     print(f"{affine_map.source} → {affine_map.target}, R² {affine_map.report.test_r2:.1f}")
+        storyworld-small L3 → storyworld-medium L1, R² 0.1
+        storyworld-small L3 → storyworld-medium L3, R² 0.2
+        storyworld-small L3 → storyworld-medium L5, R² 0.7
     """
     harvested = harvest_moments(source, target, documents, **options)
     choice: dict[str, Any] = {"method": method, "select_layers": select_layers, "relative_ridges": relative_ridges}
@@ -157,6 +178,18 @@ def harvest_moments(
 
     Moments of different documents add up (`merge`), so that several machines, each with a part of the text, make one
     map. Each part measures for itself what is a sink.
+
+    Examples:
+        >>> import lrt_tl as lrt
+        >>> from lrt_tl import storyworld
+        >>> source, target = storyworld.load("small"), storyworld.load("medium")
+        >>> moments = lrt.harvest_moments(source, target, storyworld.documents(60), layers=((0, 1), (2, 3)))
+        >>> for site in moments.sources + moments.targets:
+        ...     print(site)
+        storyworld-small L0
+        storyworld-small L1
+        storyworld-medium L2
+        storyworld-medium L3
     """
     harvest, sources, targets = prepare(
         source,
@@ -228,6 +261,15 @@ def fit_moments(
 
     Raises:
         LrtError: a split has too few positions, or it is not said which target is meant.
+
+    Examples:
+        >>> import lrt_tl as lrt
+        >>> from lrt_tl import storyworld
+        >>> source, target = storyworld.load("small"), storyworld.load("medium")
+        >>> moments = lrt.harvest_moments(source, target, storyworld.documents(60), layers=(1, 2))
+        >>> whitened, ridge = (lrt.fit_moments(moments, method=method) for method in ("whitened", "ridge"))
+        >>> whitened.report.cv_r2 < ridge.report.cv_r2  # in predicting, ridge is best
+        True
     """
     if target is None and len(moments.targets) > 1:
         raise LrtError(f"these moments have {len(moments.targets)} targets: say which, as target=moments.targets[0]")

@@ -13,6 +13,16 @@ class FitReport:
     """How a map was fitted and how well it does on text that it was not fitted on.
 
     R² is 1 − Σ‖error‖²/Σ‖y − ȳ‖² over all target dimensions together, ȳ the mean of the text that it is taken on.
+
+    Examples:
+        >>> import torch
+        >>> import lrt_tl as lrt
+        >>> states = torch.randn(4000, 8, generator=torch.Generator().manual_seed(0))
+        >>> report = lrt.fit_activations(states, 2 * states[:, :5] + 1, torch.arange(4000) // 20).report
+        >>> report.method, len(report.fold_r2), report.tokens_per_dimension > 20
+        ('whitened', 5, True)
+        >>> round(report.test_r2, 3)
+        1.0
     """
 
     method: str

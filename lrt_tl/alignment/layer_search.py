@@ -44,7 +44,18 @@ SAMPLE_DOCUMENTS = 256
 
 @dataclass(frozen=True)
 class LayerSearch:
-    """How well each source layer maps to each target layer."""
+    """How well each source layer maps to each target layer.
+
+    Examples:
+        >>> import lrt_tl as lrt
+        >>> from lrt_tl import storyworld
+        >>> model, texts = storyworld.load("small"), storyworld.documents(60)
+        >>> found = lrt.search_layers(model, model, texts, source_layers=[0, 1], target_layers=[2, 3], n_nulls=2)
+        >>> found.best
+        (1, 2)
+        >>> found.sample_best > max(found.null_best)
+        True
+    """
 
     source: str
     target: str
@@ -189,6 +200,17 @@ def search_layers(
 
     Raises:
         LrtError: the moments need more memory than there is, or what `fit_affine_map` refuses.
+
+    Examples:
+        >>> import lrt_tl as lrt
+        >>> from lrt_tl import storyworld
+        >>> source, target = storyworld.load("small"), storyworld.load("medium")
+        >>> layers = {"source_layers": [1, 3], "target_layers": [2, 5]}
+        >>> found = lrt.search_layers(source, target, storyworld.documents(60), **layers, n_nulls=2)
+        >>> found.best
+        (3, 5)
+        >>> found.test_r2.shape
+        torch.Size([2, 2])
     """
     ends: tuple[Layers, Layers] = (
         "all" if source_layers is None else source_layers,

@@ -44,6 +44,18 @@ def transport_steering(steering: Steering, maps: Maps, *, back: Maps = ()) -> St
         MismatchError: no map begins, or ends, at a step's site, or several do; or one begins at several sites.
         LrtError: a clamp or a condition without its map back; positions of token ids or a mask, which mean nothing to
             another tokenizer.
+
+    Examples:
+        >>> import lrt_tl as lrt
+        >>> from lrt_tl import storyworld
+        >>> small, medium = storyworld.load("small"), storyworld.load("medium")
+        >>> vector = lrt.mean_difference(small, storyworld.contrast_pairs("refusal", 8), layer=3)
+        >>> steering = vector.ablate(positions="prompt") + vector.add(2.0, positions="generated")
+        >>> affine_map = lrt.fit_affine_map(small, medium, storyworld.documents(60), layers=(3, 5))
+        >>> for step in lrt.transport_steering(steering, affine_map).steps:
+        ...     print(step)
+        ablate × 1 on storyworld-medium L5 at 'prompt'
+        add × 2 on storyworld-medium L5 at 'generated'
     """
     there, returning = _listed(maps), _listed(back)
     return Steering(tuple(_step(step, there, returning) for step in steering.steps))
@@ -63,6 +75,17 @@ def transport_probe(probe: Probe, back: AffineMap) -> Probe:
         MismatchError: `back` does not end at the probe's site.
         LrtError: `back` begins at several sites, or the probe's position is one of token ids, or a mask, and the
             tokenizers are not known to be the same.
+
+    Examples:
+        >>> import lrt_tl as lrt
+        >>> from lrt_tl import storyworld
+        >>> small, medium = storyworld.load("small"), storyworld.load("medium")
+        >>> pairs = storyworld.contrast_pairs("refusal", 8)
+        >>> texts = [pair.positive for pair in pairs] + [pair.negative for pair in pairs]
+        >>> probe = lrt.fit_probe(small, texts, [True] * 8 + [False] * 8, layer=3)
+        >>> back = lrt.fit_affine_map(medium, small, storyworld.documents(60), layers=(5, 3), method="ridge")
+        >>> lrt.transport_probe(probe, back)
+        Probe(storyworld-medium L5, 128 dimensions, 'mean' > 0, logistic regression)
     """
     require_same_site(probe.site, back.target, what="the probe")
     _check_positions(probe.position, probe.site, back.source)
@@ -85,6 +108,18 @@ def transport_subspace(basis: Float[Tensor, "k d_source"], affine_map: AffineMap
     Raises:
         MismatchError: the width is not the source's.
         LrtError: the rows are linearly dependent, or their image has fewer dimensions than they.
+
+    Examples:
+        >>> import torch
+        >>> import lrt_tl as lrt
+        >>> from lrt_tl import storyworld
+        >>> small, medium = storyworld.load("small"), storyworld.load("medium")
+        >>> tasks = [storyworld.contrast_pairs(name, 8) for name in ("mood", "refusal")]
+        >>> basis = torch.stack([lrt.mean_difference(small, pairs, layer=3).direction for pairs in tasks])
+        >>> affine_map = lrt.fit_affine_map(small, medium, storyworld.documents(60), layers=(3, 5))
+        >>> carried = lrt.transport_subspace(basis, affine_map)
+        >>> carried.shape, torch.allclose(carried @ carried.T, torch.eye(2), atol=1e-5)
+        (torch.Size([2, 128]), True)
     """
     orthonormal = _orthonormal(basis.double(), "the rows of the basis")
     image = _orthonormal(affine_map.transport(orthonormal), "the image of the subspace under the map")

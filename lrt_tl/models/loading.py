@@ -51,6 +51,15 @@ def load_model(
         LrtError: the folder does not exist or lacks its configuration, weights or tokenizer; the name cannot
             be loaded from the hub; a folder is given a revision; "hooked" is asked of TransformerLens 4, or
             of an architecture or a setting that cannot be converted. What the libraries raised is chained.
+
+    Examples:
+        >>> import lrt_tl as lrt
+        >>> model = lrt.load_model("storyworld-small")
+        >>> model.cfg.n_layers, model.cfg.d_model
+        (4, 64)
+        >>> _, cache = model.run_with_cache("The capital of Norvia is")
+        >>> cache["blocks.1.hook_resid_post"].shape
+        torch.Size([1, 6, 64])
     """
     if model_class not in ("bridge", "hooked"):
         raise LrtError(f'model_class is "bridge" or "hooked", not {model_class!r}')

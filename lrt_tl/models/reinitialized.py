@@ -25,6 +25,15 @@ def reinitialized(model: HookedModel, *, seed: int = 0) -> HookedModel:
 
     Raises:
         LrtError: the model cannot be made anew, as one of code of its own, or quantized.
+
+    Examples:
+        >>> import lrt_tl as lrt
+        >>> model = lrt.load_model("storyworld-small")
+        >>> untrained = lrt.reinitialized(model)
+        >>> untrained.cfg.model_name, untrained.cfg.d_model == model.cfg.d_model
+        ('storyworld-small (random weights)', True)
+        >>> bool((untrained.W_E == model.W_E).all())
+        False
     """
     try:
         with torch.random.fork_rng(range(torch.cuda.device_count())):

@@ -54,6 +54,16 @@ class Autoencoder:
     Raises:
         LrtError: the shapes do not fit together, a weight is not finite, k is out of range, or there is a k as well as
             thresholds.
+
+    Examples:
+        >>> from lrt_tl import storyworld
+        >>> autoencoder = storyworld.load_autoencoder("small")
+        >>> autoencoder.hook_name, autoencoder.d_in, autoencoder.d_sae, autoencoder.k
+        ('blocks.1.hook_resid_post', 64, 512, 12)
+        >>> _, cache = storyworld.load("small").run_with_cache("The capital of Norvia is")
+        >>> latents = autoencoder.encode(cache[autoencoder.hook_name])
+        >>> latents.shape, int((latents[0, -1] > 0).sum())
+        (torch.Size([1, 6, 512]), 12)
     """
 
     W_enc: Float[Tensor, "d_in d_sae"]
@@ -206,7 +216,19 @@ def as_stored(tensor: Tensor) -> Tensor:
 
 
 def load_autoencoder(folder: str | Path) -> Autoencoder:
-    """Read a sparse autoencoder that SAELens saved, or `Autoencoder.save`. Refusals are those of `Autoencoder.load`."""
+    """Read a sparse autoencoder that SAELens saved, or `Autoencoder.save`. Refusals are those of `Autoencoder.load`.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> from tempfile import TemporaryDirectory
+        >>> import lrt_tl as lrt
+        >>> from lrt_tl import storyworld
+        >>> with TemporaryDirectory() as folder:
+        ...     saved = storyworld.load_autoencoder("small").save(Path(folder) / "sae")
+        ...     autoencoder = lrt.load_autoencoder(saved)
+        >>> autoencoder.model_name, autoencoder.architecture
+        ('storyworld-small', 'topk')
+    """
     return Autoencoder.load(folder)
 
 
@@ -222,6 +244,14 @@ def decoder_vectors(autoencoder: Autoencoder, latents: Sequence[int], model: Hoo
     Raises:
         MismatchError: the model has another width.
         LrtError: there is no such latent, its row is zero, or the autoencoder is not of the residual stream.
+
+    Examples:
+        >>> import lrt_tl as lrt
+        >>> from lrt_tl import storyworld
+        >>> autoencoder = storyworld.load_autoencoder("small")
+        >>> (vector,) = lrt.decoder_vectors(autoencoder, [14], storyworld.load("small"))
+        >>> vector, vector.provenance["latent"]
+        (SteeringVector(storyworld-small L1, 64 dimensions, norm 1, autoencoder), 14)
     """
     if autoencoder.d_in != model.cfg.d_model:
         raise MismatchError(

@@ -47,6 +47,16 @@ def calibrate_coefficient(
     Raises:
         LrtError: a budget that is not positive, no text, a model that is being steered, or a steering whose KL never
             reaches the budget (an ablation has a largest one), says which it has.
+
+    Examples:
+        >>> import lrt_tl as lrt
+        >>> from lrt_tl import storyworld
+        >>> model, texts = lrt.load_model("storyworld-small"), storyworld.documents(8, seed=1)
+        >>> vector = lrt.mean_difference(model, storyworld.contrast_pairs("refusal", 8), layer=1)
+        >>> for kl in (0.1, 1.0):
+        ...     print(f"KL {kl} at {lrt.calibrate_coefficient(model, vector, texts, kl=kl):.0f} times the vector")
+        KL 0.1 at 7 times the vector
+        KL 1.0 at 12 times the vector
     """
     if not (math.isfinite(kl) and kl > 0):
         raise LrtError(f"kl={kl}: the budget must be a positive number of nats")

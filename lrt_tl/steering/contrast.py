@@ -13,7 +13,16 @@ from lrt_tl.text.documents import hash_of, parse_json_line, read_json, read_line
 
 @dataclass(frozen=True)
 class ContrastPair:
-    """A text with the property, and one without it."""
+    """A text with the property, and one without it.
+
+    Examples:
+        >>> import lrt_tl as lrt
+        >>> pair = lrt.ContrastPair("I feel wonderful", "I feel awful")
+        >>> pair.positive
+        'I feel wonderful'
+        >>> lrt.read_contrast_pairs([pair]) == [pair]
+        True
+    """
 
     positive: str
     negative: str
@@ -35,6 +44,13 @@ def read_contrast_pairs(source: Any, *, chat_template: Any = None) -> list[Contr
     Raises:
         LrtError: the file does not exist or is malformed (names the line), there is no pair, a side is missing or
             empty, the tokenizer has no chat template, or a side is messages and there is none.
+
+    Examples:
+        >>> import lrt_tl as lrt
+        >>> lrt.read_contrast_pairs([("I feel wonderful", "I feel awful")])
+        [ContrastPair(positive='I feel wonderful', negative='I feel awful')]
+        >>> lrt.read_contrast_pairs([{"prompt": "Is it good?", "positive": "Yes", "negative": "No"}])
+        [ContrastPair(positive='Is it good? Yes', negative='Is it good? No')]
     """
     if chat_template is not None:
         require_chat_template(chat_template)

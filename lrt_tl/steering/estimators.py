@@ -27,6 +27,16 @@ def mean_difference(
     """Mean state of the positive texts minus mean state of the negative ones (Rimsky et al. 2023, arXiv 2312.06681).
 
     v = δ = mean₊ − mean₋.
+
+    Examples:
+        >>> import lrt_tl as lrt
+        >>> from lrt_tl import storyworld
+        >>> model = lrt.load_model("storyworld-small")
+        >>> vector = lrt.mean_difference(model, storyworld.contrast_pairs("refusal", 8), layer=1)
+        >>> vector
+        SteeringVector(storyworld-small L1, 64 dimensions, norm 3.4, mean_difference of 8 pairs)
+        >>> vector.report.auc > 0.9
+        True
     """
     return positive.mean(0) - negative.mean(0)
 
@@ -40,6 +50,16 @@ def pca_of_differences(
     common counts. v = (δ·u) u, δ = mean₊ − mean₋. The axis is that of `pca_aggregator` in steering-vectors and of
     `method="pca_center"` in repeng; repeng's default, `"pca_diff"`, subtracts the mean difference first, and so finds
     in what the pairs' differences vary. Both give unit vectors.
+
+    Examples:
+        >>> import torch
+        >>> import lrt_tl as lrt
+        >>> from lrt_tl import storyworld
+        >>> model, pairs = lrt.load_model("storyworld-small"), storyworld.contrast_pairs("refusal", 16)
+        >>> vector = lrt.pca_of_differences(model, pairs, layer=1)
+        >>> mean = lrt.mean_difference(model, pairs, layer=1)
+        >>> bool(torch.cosine_similarity(vector.direction, mean.direction, dim=0) > 0.99)
+        True
     """
     return _along(_first_component(positive - negative), positive, negative)
 
@@ -52,6 +72,15 @@ def pca_of_states(
     u maximizes Σ ((hᵢ − h̄)·u)² over all states hᵢ, whichever side or pair they are of: the direction in which the texts
     vary most, be it the property or something else, which the report tells. v = (δ·u) u, δ = mean₊ − mean₋.
     (Zou et al. 2023, arXiv 2310.01405, with `n_difference=0` in their code, but for the length.)
+
+    Examples:
+        >>> import lrt_tl as lrt
+        >>> from lrt_tl import storyworld
+        >>> model, pairs = lrt.load_model("storyworld-small"), storyworld.contrast_pairs("mood", 16)
+        >>> vector = lrt.pca_of_states(model, pairs, layer=1)
+        >>> mean = lrt.mean_difference(model, pairs, layer=1)
+        >>> vector.norm < 0.1 * mean.norm  # these texts vary most in something else than mood
+        True
     """
     states = torch.cat([positive, negative])
     return _along(_first_component(states - states.mean(0)), positive, negative)
@@ -65,6 +94,15 @@ def logistic_probe(
     u ∝ w, the minimum of Σ log(1 + exp(−yᵢ(w·xᵢ + b))) + ‖w‖²/2 over both sides, y = ±1, where x are the states about
     their common mean, over one common scale, their root mean square: so no dimension is favoured, and the penalty means
     the same at every site. v = (δ·u) u, δ = mean₊ − mean₋. What reads a property well need not be what writes it.
+
+    Examples:
+        >>> import lrt_tl as lrt
+        >>> from lrt_tl import storyworld
+        >>> model, pairs = lrt.load_model("storyworld-small"), storyworld.contrast_pairs("mood", 16)
+        >>> for vector in lrt.logistic_probe(model, pairs, layer=[0, 2], position="last"):
+        ...     print(f"{vector.site}: AUC {vector.report.auc:.1f}")
+        storyworld-small L0: AUC 0.8
+        storyworld-small L2: AUC 0.9
     """
     from sklearn.linear_model import LogisticRegression
 
@@ -88,6 +126,15 @@ def linear_discriminant(
 
     Raises:
         LrtError: the pairs are too few, or too much alike, to tell how the states vary: three or more are needed.
+
+    Examples:
+        >>> import lrt_tl as lrt
+        >>> from lrt_tl import storyworld
+        >>> model, pairs = lrt.load_model("storyworld-small"), storyworld.contrast_pairs("refusal", 16)
+        >>> discriminant = lrt.linear_discriminant(model, pairs, layer=1)
+        >>> mean = lrt.mean_difference(model, pairs, layer=1)
+        >>> discriminant.report.d_prime > mean.report.d_prime, discriminant.norm < mean.norm
+        (True, True)
     """
     rows, ridge = [], 0.0
     for side in (positive, negative):

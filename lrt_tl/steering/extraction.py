@@ -147,6 +147,16 @@ def mean_activation(
     Raises:
         LrtError: bad texts, one with nothing at the position or too long for the model, or an activation that is not
             finite.
+
+    Examples:
+        >>> import lrt_tl as lrt
+        >>> from lrt_tl import storyworld
+        >>> model = lrt.load_model("storyworld-small")
+        >>> happy = [sample.text for sample in storyworld.samples(8, kind="story", mood="happy")]
+        >>> of_happy = lrt.mean_activation(model, happy, layer=1)
+        >>> of_all = lrt.mean_activation(model, storyworld.documents(8), layer=1)
+        >>> print((of_happy - of_all).site, of_happy.report)
+        storyworld-small L1 None
     """
     check_pair_position(position)
     sites = _sites(model, layer, hook_name)
@@ -185,6 +195,13 @@ def from_directions(
 
     Raises:
         LrtError: a bad layer, another width than the model's, or a row that is zero or not finite (says which).
+
+    Examples:
+        >>> import lrt_tl as lrt
+        >>> model = lrt.load_model("storyworld-small")
+        >>> happy, sad = (model.to_single_token(word) for word in (" happy", " sad"))
+        >>> lrt.from_directions(model, model.W_U[:, happy] - model.W_U[:, sad], layer=3, method="unembedding")
+        SteeringVector(storyworld-small L3, 64 dimensions, norm 3.26, unembedding)
     """
     site = site_of(model, layer=layer, hook_name=hook_name)
     if directions.ndim not in (1, 2) or directions.shape[-1] != site.d_model or not directions.numel():

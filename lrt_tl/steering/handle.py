@@ -17,7 +17,21 @@ from lrt_tl.steering.operators import Step
 
 
 class SteeringHandle:
-    """Steps at work on a model, until `remove()`."""
+    """Steps at work on a model, until `remove()`.
+
+    Examples:
+        >>> import lrt_tl as lrt
+        >>> from lrt_tl import storyworld
+        >>> model = lrt.load_model("storyworld-small")
+        >>> vector = lrt.mean_difference(model, storyworld.contrast_pairs("refusal", 8), layer=1)
+        >>> handle = vector.attach(model, 4.0, positions={"last": 2})
+        >>> logits = model("The capital of Norvia is")
+        >>> handle.changed
+        [[4, 5]]
+        >>> handle.remove()
+        >>> handle.is_at_work()
+        False
+    """
 
     def __init__(self, model: HookedModel, steps: Sequence[Step], *, log: bool = False) -> None:
         self.steps = tuple(steps)
@@ -108,6 +122,19 @@ def steered(model: HookedModel) -> list[SteeringHandle]:
     """The handles of what is attached to a model now, also of those whose handle was lost.
 
     `for handle in steered(model): handle.remove()` takes all of them off.
+
+    Examples:
+        >>> import lrt_tl as lrt
+        >>> from lrt_tl import storyworld
+        >>> model = lrt.load_model("storyworld-small")
+        >>> vector = lrt.mean_difference(model, storyworld.contrast_pairs("refusal", 8), layer=1)
+        >>> lost = vector.attach(model, 4.0)
+        >>> len(lrt.steered(model))
+        1
+        >>> for handle in lrt.steered(model):
+        ...     handle.remove()
+        >>> lrt.steered(model)
+        []
     """
     for handle in list(_handles.get(model, [])):
         if not handle.is_at_work():

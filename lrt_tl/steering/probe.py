@@ -40,6 +40,17 @@ class Probe(OnHub):
     Raises:
         LrtError: the weight is zero, not of the site's width, or not float32 on the CPU; something is not finite; or
             the position is none.
+
+    Examples:
+        >>> import lrt_tl as lrt
+        >>> from lrt_tl import storyworld
+        >>> model = lrt.load_model("storyworld-small")
+        >>> probe = lrt.Probe.of_vector(lrt.mean_difference(model, storyworld.contrast_pairs("refusal", 8), layer=1))
+        >>> probe
+        Probe(storyworld-small L1, 64 dimensions, 'last' > 0, projection)
+        >>> _, cache = model.run_with_cache("The capital of Norvia is")
+        >>> probe(cache["blocks.1.hook_resid_post"]).shape
+        torch.Size([1, 6])
     """
 
     weight: Float[Tensor, "d_model"]

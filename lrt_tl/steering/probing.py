@@ -51,6 +51,17 @@ def fit_probe(
 
     Raises:
         LrtError: labels that are not one for each text or of one class alone, or what `mean_difference` refuses.
+
+    Examples:
+        >>> import lrt_tl as lrt
+        >>> from lrt_tl import storyworld
+        >>> model, pairs = lrt.load_model("storyworld-small"), storyworld.contrast_pairs("refusal", 8)
+        >>> texts = [pair.positive for pair in pairs] + [pair.negative for pair in pairs]
+        >>> probe = lrt.fit_probe(model, texts, [True] * 8 + [False] * 8, layer=2)
+        >>> probe
+        Probe(storyworld-small L2, 64 dimensions, 'mean' > 0, logistic regression)
+        >>> probe.provenance["held_out"]["accuracy"] > 0.8
+        True
     """
     site, truth = site_of(model, layer=layer, hook_name=hook_name), _checked(texts, labels)
     states = _states(model, texts, site, position, batch_size, prepend_bos)
@@ -88,6 +99,16 @@ def choose_threshold(
     Raises:
         MismatchError: the probe is of another model.
         LrtError: labels that are not one for each text or of one class alone; or no threshold does better than chance.
+
+    Examples:
+        >>> import lrt_tl as lrt
+        >>> from lrt_tl import storyworld
+        >>> model, pairs = lrt.load_model("storyworld-small"), storyworld.contrast_pairs("refusal", 16)
+        >>> probe = lrt.Probe.of_vector(lrt.mean_difference(model, pairs[:8], layer=1))
+        >>> texts = [pair.positive for pair in pairs[8:]] + [pair.negative for pair in pairs[8:]]
+        >>> chosen = lrt.choose_threshold(probe, model, texts, [True] * 8 + [False] * 8)
+        >>> probe.threshold, round(chosen.threshold), chosen.provenance["threshold_chosen_on"]["accuracy"]
+        (0.0, 10, 1.0)
     """
     if probe.site.model is not None:
         require_same_model(probe.site.model, identify(model), what="the probe")

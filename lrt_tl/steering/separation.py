@@ -29,6 +29,16 @@ class ExtractionReport:
     without each fold, and each state h of the fold scores (h − ½(mean₊ + mean₋))·u, means and unit direction u being
     those of the other folds. None where there are fewer than 4 pairs that share no text, or the others give no
     direction.
+
+    Examples:
+        >>> import lrt_tl as lrt
+        >>> from lrt_tl import storyworld
+        >>> model = lrt.load_model("storyworld-small")
+        >>> report = lrt.mean_difference(model, storyworld.contrast_pairs("refusal", 8), layer=1).report
+        >>> report.method, report.n_pairs, report.position
+        ('mean_difference', 8, 'mean')
+        >>> report.auc > 0.9, report.agreement > 0.5
+        (True, True)
     """
 
     method: str

@@ -37,6 +37,18 @@ class Steering(OnHub):
     Raises:
         LrtError: there is no step. What is put together by `+`, `at`, `on` or `given` is refused if two steps
             contradict one another (see `check_agreement`).
+
+    Examples:
+        >>> import lrt_tl as lrt
+        >>> from lrt_tl import storyworld
+        >>> model = lrt.load_model("storyworld-small")
+        >>> refusal = lrt.mean_difference(model, storyworld.contrast_pairs("refusal", 8), layer=1)
+        >>> mood = lrt.mean_difference(model, storyworld.contrast_pairs("mood", 8), layer=2)
+        >>> steering = refusal.ablate() + mood.add(3.0, positions={"last": 1})
+        >>> with steering.apply(model) as handle:
+        ...     logits = model("The capital of Norvia is")  # six tokens, and the last of them again
+        >>> [step.operator for step in steering.steps], handle.positions_touched
+        (['ablate', 'add'], 7)
     """
 
     steps: tuple[Step, ...]

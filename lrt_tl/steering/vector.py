@@ -35,6 +35,18 @@ class SteeringVector(OnHub):
     Raises:
         LrtError: the direction is zero, not finite, not of the site's width, or not float32 on the CPU; or the residual
             norm is no length above 0.
+
+    Examples:
+        >>> import lrt_tl as lrt
+        >>> from lrt_tl import storyworld
+        >>> model = lrt.load_model("storyworld-small")
+        >>> vector = lrt.mean_difference(model, storyworld.contrast_pairs("refusal", 8), layer=1)
+        >>> print(vector.site, vector.direction.shape, f"norm {vector.norm:.1f}")
+        storyworld-small L1 torch.Size([64]) norm 3.4
+        >>> with vector.apply(model, coefficient=4.0) as handle:
+        ...     logits = model("The capital of Norvia is")
+        >>> handle.positions_touched
+        6
     """
 
     direction: Float[Tensor, "d_model"]

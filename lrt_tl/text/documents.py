@@ -61,6 +61,14 @@ def read_documents(source: Any, *, text_key: str = "text", chat_template: Any = 
         LrtError: the file does not exist or is of another kind, or the tokenizer has no chat template. While reading: a
             malformed line (with its number), a missing or empty text, messages that are malformed or that the template
             refuses, or no document at all.
+
+    Examples:
+        >>> import lrt_tl as lrt
+        >>> documents = lrt.read_documents(["A text.", {"text": "Another one."}])
+        >>> for document in documents:
+        ...     print(document.name, "is", repr(document.text))
+        document 0 is 'A text.'
+        document 1 is 'Another one.'
     """
     if chat_template is not None:
         require_chat_template(chat_template)

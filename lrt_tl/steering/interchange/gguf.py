@@ -48,6 +48,18 @@ def save_gguf(vectors: Sequence[SteeringVector], path: str | Path, *, model_type
         LrtError: there are no vectors, two at one layer, or one after block 0, which the format cannot say, or
             elsewhere in a block.
         MismatchError: they are not of one model.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> from tempfile import TemporaryDirectory
+        >>> import lrt_tl as lrt
+        >>> from lrt_tl import storyworld
+        >>> pairs = storyworld.contrast_pairs("refusal", 8)
+        >>> vectors = lrt.mean_difference(lrt.load_model("storyworld-small"), pairs, layer=[1, 2])
+        >>> with TemporaryDirectory() as folder:
+        ...     path = lrt.save_gguf(vectors, Path(folder) / "refusal.gguf", model_type="gpt_neox")
+        ...     print(path.name, path.read_bytes()[:4])
+        refusal.gguf b'GGUF'
     """
     directions = {layer: v.direction for layer, v in by_output_layer(vectors, what="a GGUF control vector").items()}
     if 0 in directions:
@@ -77,6 +89,18 @@ def load_gguf(path: str | Path, model: HookedModel) -> list[SteeringVector]:
     Raises:
         ArtifactError: it is not a whole GGUF file with a control vector in float32.
         MismatchError: it has another width than the model, or layers that the model lacks.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> from tempfile import TemporaryDirectory
+        >>> import torch
+        >>> import lrt_tl as lrt
+        >>> model = lrt.load_model("storyworld-small")
+        >>> vector = lrt.from_directions(model, torch.ones(64), layer=2)
+        >>> with TemporaryDirectory() as folder:
+        ...     path = lrt.save_gguf([vector], Path(folder) / "ones.gguf", model_type="gpt_neox")
+        ...     print(lrt.load_gguf(path, model))
+        [SteeringVector(storyworld-small L2, 64 dimensions, norm 8, gguf)]
     """
     with reading(path, "a GGUF control vector"), open(path, "rb") as file:
         hint, directions = _read(file)

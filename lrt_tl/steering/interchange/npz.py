@@ -36,6 +36,17 @@ def save_npz(vectors: Sequence[SteeringVector], path: str | Path) -> Path:
     Raises:
         ArtifactError: `path` exists already.
         LrtError: there are no vectors.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> from tempfile import TemporaryDirectory
+        >>> import numpy as np
+        >>> import torch
+        >>> import lrt_tl as lrt
+        >>> vector = lrt.from_directions(lrt.load_model("storyworld-small"), torch.ones(64), layer=2)
+        >>> with TemporaryDirectory() as folder, np.load(lrt.save_npz([vector], Path(folder) / "ones.npz")) as arrays:
+        ...     print(arrays.files)
+        ['lrt_tl', '0 blocks.2.hook_resid_post']
     """
     if not vectors:
         raise LrtError("there are no vectors to save")
@@ -69,6 +80,17 @@ def load_npz(
         ArtifactError: it is no whole `.npz` file, or an array is no row of finite floating-point numbers.
         MismatchError: the vectors are of another model or width than the one given, or the model lacks the layer.
         LrtError: a model or a place is missing, or given where the file says it.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> from tempfile import TemporaryDirectory
+        >>> import torch
+        >>> import lrt_tl as lrt
+        >>> vector = lrt.from_directions(lrt.load_model("storyworld-small"), torch.ones(64), layer=2)
+        >>> with TemporaryDirectory() as folder:
+        ...     path = lrt.save_npz([vector], Path(folder) / "ones.npz")
+        ...     print(lrt.load_npz(path))
+        [SteeringVector(storyworld-small L2, 64 dimensions, norm 8, given)]
     """
     with reading(path, "an .npz file"):
         arrays = _arrays(path)

@@ -22,6 +22,15 @@ def to_steering_vectors(vectors: Sequence[SteeringVector]) -> Any:
         LrtError: the package is not installed, there are no vectors, two at one layer, or one that is not at the output
             of a block.
         MismatchError: they are not of one model.
+
+    Examples:
+        >>> import torch
+        >>> import lrt_tl as lrt
+        >>> model = lrt.load_model("storyworld-small")
+        >>> vectors = [lrt.from_directions(model, torch.ones(64), layer=layer) for layer in (1, 2)]
+        >>> print(*(vector.site for vector in vectors), sep=", ")
+        storyworld-small L1, storyworld-small L2
+        >>> theirs = lrt.to_steering_vectors(vectors)  # doctest: +SKIP
     """
     try:
         import steering_vectors
@@ -42,6 +51,14 @@ def from_steering_vectors(theirs: Any, model: HookedModel) -> list[SteeringVecto
         MismatchError: it is of another layer type than `decoder_block`, of another width than the model, or of layers
             that the model lacks.
         ArtifactError: an activation is no row of finite floating-point numbers, or is all 0.
+
+    Examples:
+        >>> from types import SimpleNamespace
+        >>> import torch
+        >>> import lrt_tl as lrt
+        >>> theirs = SimpleNamespace(layer_activations={1: torch.ones(64)}, layer_type="decoder_block")
+        >>> lrt.from_steering_vectors(theirs, lrt.load_model("storyworld-small"))
+        [SteeringVector(storyworld-small L1, 64 dimensions, norm 8, steering-vectors)]
     """
     activations, layer_type = (getattr(theirs, name, None) for name in ("layer_activations", "layer_type"))
     if not isinstance(activations, dict) or not activations:

@@ -36,6 +36,19 @@ def load_pt(
             finite floating-point numbers.
         MismatchError: it has another width than the model, or the model lacks the layer.
         LrtError: `layer` or `hook_name` is missing where it is needed, or given where the file says it, or both are.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> from tempfile import TemporaryDirectory
+        >>> import torch
+        >>> import lrt_tl as lrt
+        >>> with TemporaryDirectory() as folder:
+        ...     path = Path(folder) / "directions.pt"
+        ...     torch.save({1: torch.ones(64), 2: torch.ones(64)}, path)
+        ...     for vector in lrt.load_pt(path, lrt.load_model("storyworld-small")):
+        ...         print(vector)
+        SteeringVector(storyworld-small L1, 64 dimensions, norm 8, torch.save)
+        SteeringVector(storyworld-small L2, 64 dimensions, norm 8, torch.save)
     """
     _check_zip(path)
     with reading(path, "a file of torch.save (weights_only=True)"):

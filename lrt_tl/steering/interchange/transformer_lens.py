@@ -31,6 +31,14 @@ def to_interventions(steering: Steering) -> dict[str, dict[str, Any]]:
             block, is for positions that depend on the text or on generation, or for others than a step at the same hook
             point. The message names it.
         MismatchError: the steps are of two models.
+
+    Examples:
+        >>> import torch
+        >>> import lrt_tl as lrt
+        >>> vector = lrt.from_directions(lrt.load_model("storyworld-small"), torch.ones(64), layer=1)
+        >>> ((name, intervention),) = lrt.to_interventions(vector.add(4.0, positions=[0, 2])).items()
+        >>> name, intervention["op"], intervention["pos"], intervention["value"][:3]
+        ('blocks.1.hook_out', 'add', [0, 2], [4.0, 4.0, 4.0])
     """
     require_one_model([step.site for step in steering.steps])
     values: dict[str, Tensor] = {}
