@@ -1,7 +1,7 @@
 """Names and values as a table: of HTML, or in the terminal."""
 
 import html
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 
@@ -21,6 +21,12 @@ def html_columns(rows: Iterable[Mapping[str, str]]) -> str:
         lines.append("".join(f"<td>{html.escape(value)}</td>" for value in row.values()))
     rows_of_table = "".join(f"<tr>{line}</tr>" for line in lines)
     return f"<table style='text-align:left;border-spacing:1em 0'>{rows_of_table}</table>"
+
+
+def few(texts: Sequence[str]) -> str:
+    """The first of them, and how many more there are, in one line."""
+    more = [f"and {len(texts) - 2} more"] if len(texts) > 3 else []
+    return ", ".join([*map(repr, texts[: 2 if more else 3]), *more])
 
 
 def flattened(values: Mapping[str, Any]) -> dict[str, str]:

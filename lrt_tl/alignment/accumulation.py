@@ -24,6 +24,7 @@ from lrt_tl.artifacts import load_artifact, save_artifact
 from lrt_tl.errors import ArtifactError, LrtError, MismatchError
 from lrt_tl.hub import OnHub
 from lrt_tl.models.identity import Site, describe_sites, require_same_site
+from lrt_tl.tables import html_table
 from lrt_tl.text.documents import N_SPLITS, hash_of
 from lrt_tl.text.positions import positions_to_json
 
@@ -76,6 +77,9 @@ class HarvestedMoments(OnHub):
         return HarvestedMoments(
             self.sources, self.targets, self.moments.merge(other.moments), self.counts.merge(other.counts)
         )
+
+    def _repr_html_(self) -> str:
+        return html_table(self.counts.summary(), caption=repr(self))
 
     def save(self, folder: str | Path) -> Path:
         """Write the moments to a new folder.

@@ -6,6 +6,7 @@ from typing import Any
 
 from lrt_tl.alignment.counts import HarvestCounts
 from lrt_tl.artifacts import typed
+from lrt_tl.tables import html_table
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,19 @@ class FitReport:
     def harvested(self) -> Mapping[str, str]:
         """Positions kept and dropped, by which rule, and norms before and after, for a table."""
         return HarvestCounts.from_json(self.harvest).summary()
+
+    def __repr__(self) -> str:
+        text = f"{self.tokens:,} positions, {self.tokens_per_dimension:.0f} for each source dimension"
+        return f"FitReport({self.described()}, R² {self.test_r2:.2f} on test documents, {text})"
+
+    def _repr_html_(self) -> str:
+        rows = {
+            "map": self.described(),
+            "R² on test documents": f"{self.test_r2:.3f}",
+            "R² in cross-validation": f"{self.cv_r2:.3f} ({', '.join(f'{r2:.3f}' for r2 in self.fold_r2)})",
+            "positions for each source dimension": f"{self.tokens_per_dimension:.0f}",
+        }
+        return html_table(rows | dict(self.harvested()))
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

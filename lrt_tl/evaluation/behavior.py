@@ -20,6 +20,7 @@ from lrt_tl.evaluation.scores import Reading as Reading
 from lrt_tl.evaluation.scores import Scorer as Scorer
 from lrt_tl.evaluation.written import WrittenText as WrittenText
 from lrt_tl.steering.contrast import read_contrast_pairs
+from lrt_tl.tables import few, html_table
 from lrt_tl.text.batches import tokenize
 from lrt_tl.text.documents import parse_json_line, read_json, read_lines
 
@@ -58,6 +59,14 @@ class Behavior:
                 raise LrtError(f"behavior {self.name!r} needs one continuation a prompt, on each side: {counts}")
         elif not isinstance(self.score, (AnswerTokens, WrittenText)) and not callable(self.score):
             raise LrtError(f"behavior {self.name!r} cannot be scored by a {type(self.score).__name__}")
+
+    def __repr__(self) -> str:
+        return f"Behavior({self.name}, {len(self.prompts)} prompts, {self.score!r})"
+
+    def _repr_html_(self) -> str:
+        asked = {} if self.instruction is None else {"instruction": self.instruction}
+        rows = {"prompts": f"{len(self.prompts)}: {few(self.prompts)}", "score": repr(self.score), **asked}
+        return html_table(rows, caption=self.name)
 
     def scorer(self, tokenizer: Any) -> Callable[..., Any]:
         """What gives the score, for one tokenizer: a function of next-token logits, of the continuations'

@@ -18,6 +18,8 @@ from jaxtyping import Float
 from scipy.special import ndtr, stdtrit
 from torch import Tensor
 
+from lrt_tl.tables import html_table
+
 LEVEL = 0.05
 FEWEST_DRAWS = 19
 
@@ -35,6 +37,12 @@ class Recovery:
         if self.estimate is None:
             return f"none: {self.reason}"
         return f"{self.estimate:.2f} [{self.low:.2f}, {self.high:.2f}]"
+
+    def __repr__(self) -> str:
+        return f"Recovery({self})"
+
+    def _repr_html_(self) -> str:
+        return html_table({"recovery": str(self)})
 
 
 @dataclass(frozen=True)

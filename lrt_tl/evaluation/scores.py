@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lrt_tl.errors import LrtError
+from lrt_tl.tables import few
 from lrt_tl.text.batches import tokenize
 
 Scorer = Callable[[Float[Tensor, "prompt d_vocab"]], Float[Tensor, "prompt"]]
@@ -75,6 +76,9 @@ class AnswerTokens:
 
         return score
 
+    def __repr__(self) -> str:
+        return f"AnswerTokens({few(self.positive)}; against {few(self.negative)})"
+
 
 @dataclass(frozen=True)
 class PromptAnswers:
@@ -98,6 +102,9 @@ class PromptAnswers:
             return logits[rows, positive] - logits[rows, negative]
 
         return score
+
+    def __repr__(self) -> str:
+        return f"PromptAnswers({few(self.positive)}; against {few(self.negative)})"
 
 
 @dataclass(frozen=True)
@@ -123,6 +130,9 @@ class Continuations:
     def sides(self) -> tuple[tuple[str, ...], ...]:
         """The positive ones and, if there are any, the negative ones."""
         return (self.positive,) if self.negative is None else (self.positive, self.negative)
+
+    def __repr__(self) -> str:
+        return f"Continuations({'; against '.join(few(side) for side in self.sides)})"
 
     def reading(self, tokenizer: Any, prompts: Sequence[str], rows: Sequence[list[int]]) -> Reading:
         """Every prompt's tokens followed by those of its positive continuation; then the same with the negative ones.

@@ -22,6 +22,7 @@ from lrt_tl.identifiability.subspaces import Subspaces
 from lrt_tl.identifiability.verdict import Verdict
 from lrt_tl.models.protocol import HookedModel
 from lrt_tl.steering.contrast import ContrastPair
+from lrt_tl.tables import few
 
 Relations = Mapping[str, Sequence[Fact]]
 Words = Mapping[str, Sequence[tuple[str, str]]]
@@ -50,6 +51,9 @@ class Contrast:
     pairs: Sequence[ContrastPair]
     positive: Sequence[str]
     negative: Sequence[str]
+
+    def __repr__(self) -> str:
+        return f"Contrast({len(self.pairs)} pairs, {few(self.positive)}; against {few(self.negative)})"
 
 
 def compare_models(

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from lrt_tl.errors import LrtError
+from lrt_tl.tables import html_table
 
 READS = "unembed.hook_in"
 """The hook point of f: what multiplies the unembedding."""
@@ -119,6 +120,16 @@ class Predictor:
     def __repr__(self) -> str:
         size = f"{len(self.f)} contexts of {self.n_documents} documents, {len(self.g)} tokens, d {self.d_model}"
         return f"Predictor({self.name}, {size})"
+
+    def _repr_html_(self) -> str:
+        rows = {
+            "contexts": f"{len(self.f):,}, of {self.n_documents:,} documents",
+            "tokens": f"{len(self.g):,}",
+            "dimensions": str(self.d_model),
+        }
+        if self.coverage is not None:
+            rows["probability that these tokens have, mean over contexts"] = f"{self.coverage.mean():.3f}"
+        return html_table(rows | ({"note": self.note} if self.note else {}), caption=self.name)
 
 
 def unembedding(model: Any) -> tuple[Float[Tensor, "token d_model"], Float[Tensor, "token"] | None]:

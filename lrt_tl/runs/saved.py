@@ -15,7 +15,7 @@ from lrt_tl.report.page import Answer, Figure, Page, Section, Table
 from lrt_tl.report.text import shown, shown_name
 from lrt_tl.runs.run import folder_name
 from lrt_tl.runs.summary import check_summary
-from lrt_tl.tables import flattened
+from lrt_tl.tables import flattened, html_columns
 
 SUMMARY = "summary.json"
 
@@ -62,6 +62,9 @@ class SavedRun:
     def __repr__(self) -> str:
         found = "; ".join(f"{name}: recovery {each}" for name, each in self.recoveries().items())
         return f"SavedRun({self.folder.name}: {found})"
+
+    def _repr_html_(self) -> str:
+        return html_columns(self.rows())
 
 
 def read_run(folder: str | Path) -> SavedRun:

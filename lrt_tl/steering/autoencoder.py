@@ -22,6 +22,7 @@ from lrt_tl.errors import ArtifactError, LrtError, MismatchError
 from lrt_tl.models.identity import site_of
 from lrt_tl.models.protocol import HookedModel
 from lrt_tl.steering.vector import SteeringVector
+from lrt_tl.tables import html_table
 
 _CONFIG, _WEIGHTS, _TRAINING = "cfg.json", "sae_weights.safetensors", "training.json"
 TENSORS = ("W_enc", "b_enc", "W_dec", "b_dec")
@@ -105,6 +106,15 @@ class Autoencoder:
     def d_sae(self) -> int:
         """Number of latents."""
         return self.b_enc.numel()
+
+    def __repr__(self) -> str:
+        kind = self.architecture if self.k is None else f"{self.architecture} {self.k}"
+        return f"Autoencoder({self.model_name} at {self.hook_name}, {self.d_in} → {self.d_sae} latents, {kind})"
+
+    def _repr_html_(self) -> str:
+        rows = {"at": self.hook_name, "states": f"{self.d_in} wide", "latents": f"{self.d_sae}, {self.architecture}"}
+        active = {} if self.k is None else {"active at once": str(self.k)}
+        return html_table(rows | active, caption=f"Sparse autoencoder of {self.model_name}")
 
     def encode(self, states: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_sae"]:
         """The latents of states, 0 or above, most of them 0; dtype and device are the states'.

@@ -40,6 +40,10 @@ __all__ = [
 ]
 
 
+def __dir__() -> list[str]:
+    return __all__
+
+
 def load(name: str, **options: Any) -> HookedModel:
     """A model of the family, by its name without "storyworld-"; options as of `lrt_tl.load_model`.
 
