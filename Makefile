@@ -31,7 +31,7 @@ demo: $(INSTALLED) ## carry vectors from a small model to a large one, both bund
 test: $(INSTALLED) ## run the tests, offline
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest $(PYTEST_ARGS)
 
-# A Chrome or Chromium makes the pictures that are kept. Without one, or to keep nothing: jupyter execute, as CI does.
+# A Chrome or Chromium makes the pictures that are kept. Without one, or to keep nothing: the last step of .ci/run.
 .PHONY: tutorials
 tutorials: $(INSTALLED) ## run the notebooks of tutorials/, and keep what they show
 	HF_HUB_OFFLINE=1 $(VENV)/bin/python tutorials/run.py
