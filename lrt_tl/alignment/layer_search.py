@@ -30,6 +30,7 @@ from lrt_tl.alignment.selection import FoldSpectrum, held_out_folds, penalties_o
 from lrt_tl.alignment.solvers import ridge
 from lrt_tl.errors import LrtError
 from lrt_tl.models.hook_names import layer_of
+from lrt_tl.report.style import OTHERS, layout
 from lrt_tl.tables import html_table
 from lrt_tl.text.batches import Layout
 from lrt_tl.text.documents import N_SPLITS, TEST, Documents
@@ -129,17 +130,22 @@ class LayerSearch:
         source, target = self.best
         row, column = self.source_layers.index(source), self.target_layers.index(target)
         figure.add_shape(
-            type="rect", x0=column - 0.5, x1=column + 0.5, y0=row - 0.5, y1=row + 0.5, line={"color": "red", "width": 3}
+            type="rect",
+            x0=column - 0.5,
+            x1=column + 0.5,
+            y0=row - 0.5,
+            y1=row + 0.5,
+            line={"color": OTHERS[1], "width": 3},
         )
         ends = html.escape(self.source), html.escape(self.target)
-        figure.update_layout(
-            title=f"{names[what]}, {ends[0]} → {ends[1]}",
-            xaxis_title=f"target layer ({ends[1]})",
-            yaxis_title=f"source layer ({ends[0]})",
-            template="plotly_white",
-            height=140 + 44 * len(self.source_layers),
+        return figure.update_layout(
+            layout(
+                title=f"{names[what]}, {ends[0]} → {ends[1]}",
+                xaxis_title=f"target layer ({ends[1]})",
+                yaxis_title=f"source layer ({ends[0]})",
+                height=140 + 44 * len(self.source_layers),
+            )
         )
-        return figure
 
     def to_json(self) -> dict[str, Any]:
         """Everything, ready for JSON."""

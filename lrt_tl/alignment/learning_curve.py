@@ -18,6 +18,7 @@ from lrt_tl.alignment.moments import Centered, Moments, fit_pairs
 from lrt_tl.alignment.selection import Method, choose
 from lrt_tl.alignment.solvers import Solution
 from lrt_tl.errors import LrtError
+from lrt_tl.report.style import SYMBOLS, layout
 from lrt_tl.steering.vector import SteeringVector
 from lrt_tl.tables import html_table
 from lrt_tl.text.documents import N_SPLITS, TEST
@@ -70,20 +71,21 @@ class LearningCurve:
             "cosine with the last vector": self.cosines,
         }
         figure = Figure(
-            [Scatter(x=self.positions, y=y, name=name, mode="lines+markers") for name, y in curves.items() if y]
+            [
+                Scatter(x=self.positions, y=y, name=name, mode="lines+markers", marker={"symbol": symbol, "size": 8})
+                for (name, y), symbol in zip(curves.items(), SYMBOLS, strict=False)
+                if y
+            ]
         )
-        figure.update_layout(
-            title="How much text is enough?",
-            xaxis={
-                "title": "positions that the map was fitted on",
-                "type": "log",
-                "tickvals": self.positions,
-                "ticktext": [f"{n:,}" for n in self.positions],
-            },
-            yaxis={"range": [min(0.0, *self.test_r2, *self.cv_r2, *(self.cosines or ())), 1.02]},
-            template="plotly_white",
+        positions = {"type": "log", "tickvals": self.positions, "ticktext": [f"{n:,}" for n in self.positions]}
+        return figure.update_layout(
+            layout(
+                title="How much text is enough?",
+                xaxis={"title": "positions that the map was fitted on", **positions},
+                yaxis={"range": [min(0.0, *self.test_r2, *self.cv_r2, *(self.cosines or ())), 1.02]},
+                margin={"l": 60, "r": 20, "t": 50, "b": 100},
+            )
         )
-        return figure
 
     def __repr__(self) -> str:
         return (

@@ -14,6 +14,7 @@ from lrt_tl.errors import LrtError
 from lrt_tl.evaluation.intervals import mcnemar, paired_difference, wilson
 from lrt_tl.evaluation.likelihood import encode_pairs, log_likelihoods
 from lrt_tl.models.protocol import HookedModel
+from lrt_tl.report.style import OTHERS, layout
 from lrt_tl.steering.handle import require_at_rest
 from lrt_tl.steering.steering import Steering
 from lrt_tl.tables import html_columns
@@ -147,7 +148,7 @@ class Capability:
         from plotly.graph_objects import Figure, Scatter
 
         figure = Figure()
-        for label, normalized, color in (("accuracy", False, "#1f77b4"), ("by length", True, "#7f7f7f")):
+        for label, normalized, color in (("accuracy", False, OTHERS[0]), ("by length", True, OTHERS[1])):
             found = [self.accuracy(name, normalized=normalized) for name in self.acc]
             figure.add_trace(
                 Scatter(
@@ -167,8 +168,9 @@ class Capability:
         figure.add_vline(x=self.chance, line={"dash": "dot", "color": "#7f7f7f"}, annotation_text="chance")
         figure.update_xaxes(title="share of questions answered right", tickformat=".0%", range=[0, 1.02])
         figure.update_yaxes(autorange="reversed")
-        figure.update_layout(template="plotly_white", paper_bgcolor="rgba(0,0,0,0)", height=180 + 44 * len(self.acc))
-        return figure
+        return figure.update_layout(
+            layout(height=190 + 44 * len(self.acc), margin={"l": 60, "r": 20, "t": 50, "b": 90})
+        )
 
     def __repr__(self) -> str:
         found = "; ".join(f"{name} {self.accuracy(name).estimate:.1%}" for name in self.acc)

@@ -9,6 +9,7 @@ import torch
 from lrt_tl.evaluation.behavior import Behavior
 from lrt_tl.evaluation.effects import COEFFICIENTS, dose_response, slopes
 from lrt_tl.models.protocol import HookedModel
+from lrt_tl.report.style import layout
 from lrt_tl.steering.vector import SteeringVector
 from lrt_tl.tables import html_columns
 
@@ -75,7 +76,7 @@ class LayerChoice:
                 colorbar={"title": "of the best"},
             )
         )
-        return figure.update_layout(template="plotly_white", height=180 + 40 * len(shares), margin={"l": 90, "t": 30})
+        return figure.update_layout(layout(height=180 + 40 * len(shares), margin={"l": 90, "t": 30}))
 
     def __repr__(self) -> str:
         return f"LayerChoice({self.hook_names[self.chosen]} of {len(self.hook_names)}, for {', '.join(self.native)})"

@@ -14,6 +14,7 @@ from lrt_tl.evaluation.behavior import Behavior
 from lrt_tl.evaluation.effects import COEFFICIENTS, check_coefficients, dose_response, slopes
 from lrt_tl.evaluation.intervals import percentiles, resamples
 from lrt_tl.models.protocol import HookedModel
+from lrt_tl.report.style import layout
 from lrt_tl.steering.handle import require_at_rest
 from lrt_tl.steering.vector import SteeringVector
 from lrt_tl.tables import html_columns
@@ -113,19 +114,14 @@ class OffTarget:
         figure.update_xaxes(title="measured", side="bottom")
         figure.update_yaxes(autorange="reversed")
         figure.update_yaxes(title="steered", col=1)
-        figure.update_layout(
-            coloraxis={
-                "colorscale": "RdBu",
-                "reversescale": True,
-                "cmin": -_MOST_SHARE,
-                "cmax": _MOST_SHARE,
-                "colorbar": {"title": "share of the<br>behavior's own<br>native slope"},
-            },
-            template="plotly_white",
-            paper_bgcolor="rgba(0,0,0,0)",
-            height=180 + 56 * len(self.native),
-        )
-        return figure
+        shades = {
+            "colorscale": "RdBu",
+            "reversescale": True,
+            "cmin": -_MOST_SHARE,
+            "cmax": _MOST_SHARE,
+            "colorbar": {"title": "share of the<br>behavior's own<br>native slope"},
+        }
+        return figure.update_layout(layout(coloraxis=shades, height=180 + 56 * len(self.native)))
 
     def __repr__(self) -> str:
         spills = {arm: self.spill(arm) for arm in self.arms}

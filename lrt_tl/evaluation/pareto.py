@@ -17,6 +17,7 @@ from lrt_tl.evaluation.evaluate import TransferResult
 from lrt_tl.evaluation.intervals import LEVEL, percentiles, resamples
 from lrt_tl.evaluation.matched_kl import kl_of_steering
 from lrt_tl.models.protocol import HookedModel
+from lrt_tl.report.style import color_of, layout
 from lrt_tl.steering.calibration import neutral_batch
 from lrt_tl.steering.handle import require_at_rest
 from lrt_tl.steering.vector import SteeringVector
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 _ARMS = ("native", "transferred")
-_COLORS = {"native": "#1f77b4", "transferred": "#d62728", "random": "#7f7f7f"}
 _LEAST_KL = 1e-12
 """Nats. What is less is rounding, and has no logarithm."""
 _NEVER = math.inf
@@ -130,34 +130,28 @@ class Pareto:
 
         figure = Figure()
         for place, doses in enumerate(self.random):
-            style = {"mode": "markers", "marker": {"color": _COLORS["random"], "size": 5, "opacity": 0.5}}
+            style = {"mode": "markers", "marker": {"color": color_of("random"), "size": 5, "opacity": 0.5}}
             figure.add_trace(_trace(doses, "random vectors", place == 0, **style))
         for arm, doses in self.doses.items():
             dash = "dash" if arm == "transferred" else "solid"
             for sign in (1, -1):
                 side = [dose for dose in doses if dose.coefficient * sign > 0]
-                style = {"mode": "lines+markers", "line": {"color": _COLORS[arm], "width": 3, "dash": dash}}
+                style = {"mode": "lines+markers", "line": {"color": color_of(arm), "width": 3, "dash": dash}}
                 figure.add_trace(_trace(side, arm, sign > 0, **style))
         if self.cost_ratio.effect is not None:
             figure.add_hline(
                 y=self.cost_ratio.effect, line={"dash": "dot", "color": "#444"}, annotation_text="compared here"
             )
-        figure.update_layout(
-            title=html.escape(self.behavior),
-            xaxis={
-                "title": "cost: KL to the plain model on neutral text (nats a token)",
-                "type": "log",
-                "dtick": "D2",
-                "exponentformat": "power",
-            },
-            yaxis_title="effect: mean change of the score",
-            template="plotly_white",
-            paper_bgcolor="rgba(0,0,0,0)",
-            legend={"orientation": "h", "y": -0.25},
-            margin={"l": 60, "r": 20, "t": 50, "b": 60},
-            height=430,
+        cost = "cost: KL to the plain model on neutral text (nats a token)"
+        return figure.update_layout(
+            layout(
+                title=html.escape(self.behavior),
+                xaxis={"title": cost, "type": "log", "dtick": "D2", "exponentformat": "power"},
+                yaxis_title="effect: mean change of the score",
+                height=430,
+                margin={"l": 60, "r": 20, "t": 50, "b": 90},
+            )
         )
-        return figure
 
     def __repr__(self) -> str:
         return f"Pareto({self.behavior}: cost of transfer over native {self.cost_ratio})"

@@ -29,6 +29,7 @@ def layout(**more: Any) -> dict[str, Any]:
     """What all figures share, for `Figure.update_layout`: white paper; a page sets its own."""
     shared = {
         "template": "plotly_white",
+        "colorway": list(OTHERS),
         "legend": {"orientation": "h", "yref": "container", "y": 0, "yanchor": "bottom", "x": 0, "xanchor": "left"},
         "margin": {"l": 60, "r": 20, "t": 50, "b": 60},
     }
