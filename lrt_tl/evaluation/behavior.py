@@ -37,6 +37,16 @@ class Behavior:
     Raises:
         LrtError: there is no prompt, or one is empty; or the instruction is; `PromptAnswers` or `Continuations` are not
             one a prompt; or the score is no score.
+
+    Examples:
+        >>> import lrt_tl as lrt
+        >>> answers = lrt.AnswerTokens(positive=(" happy", " glad"), negative=(" sad", " lonely"))
+        >>> mood = lrt.Behavior("mood", ("She felt very", "He felt", "They felt very", "I felt"), answers)
+        >>> choosing, scoring = mood.split()  # one half to choose a coefficient on, the other to score it on
+        >>> len(choosing.prompts), len(scoring.prompts)
+        (2, 2)
+        >>> mood.after("The sun shone.").prompts[0]
+        'The sun shone. She felt very'
     """
 
     name: str
@@ -154,6 +164,13 @@ def read_behavior(source: Any) -> Behavior:
 
     Raises:
         LrtError: the file does not exist, is not JSON, or a key is missing or not a list of strings.
+
+    Examples:
+        >>> import lrt_tl as lrt
+        >>> held = {"prompts": ["She felt very"], "positive_tokens": [" glad"], "negative_tokens": [" sad"]}
+        >>> behavior = lrt.read_behavior(held)  # or the path of a .json file that holds this
+        >>> behavior.score
+        AnswerTokens(' glad'; against ' sad')
     """
     if isinstance(source, Behavior):
         return source
@@ -184,6 +201,14 @@ def texts_of(*sources: Any) -> list[str]:
 
     Raises:
         LrtError: a source is neither.
+
+    Examples:
+        >>> import lrt_tl as lrt
+        >>> from lrt_tl import storyworld
+        >>> pairs, behavior = storyworld.contrast_pairs("refusal", 8), storyworld.behavior("refusal", 8)
+        >>> tried_on = lrt.texts_of(pairs, behavior)  # both sides of 8 pairs, and 8 prompts
+        >>> len(tried_on)
+        24
     """
     texts: list[str] = []
     for source in sources:

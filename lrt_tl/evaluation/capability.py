@@ -32,6 +32,12 @@ class ChoiceQuestion:
 
     Raises:
         LrtError: a text is empty, there are fewer than two choices or equal ones, or no choice stands at `answer`.
+
+    Examples:
+        >>> import lrt_tl as lrt
+        >>> question = lrt.ChoiceQuestion("The capital of Norvia is", ("Tarn", "Belmar"), answer=1)
+        >>> question.choices[question.answer]
+        'Belmar'
     """
 
     question: str
@@ -86,6 +92,15 @@ class Capability:
         acc: where the right choice has the highest log-probability.
         acc_norm: where it has the highest log-probability per character of the choice. Both are named as in lm-eval.
         chance: accuracy of guessing.
+
+    Examples:
+        >>> import lrt_tl as lrt
+        >>> from lrt_tl import storyworld
+        >>> found = lrt.capability(storyworld.load("large"), {}, storyworld.fact_questions(20))
+        >>> found
+        Capability(20 questions, chance 25%: plain 100.0%)
+        >>> found.n_questions, found.chance, int(found.acc["plain"].sum())
+        (20, 0.25, 20)
     """
 
     acc: Mapping[str, Bool[Tensor, "question"]]
@@ -186,6 +201,11 @@ def read_questions(source: Any) -> list[ChoiceQuestion]:
 
     Raises:
         LrtError: there is no question, or a malformed one: names file and line.
+
+    Examples:
+        >>> import lrt_tl as lrt
+        >>> lrt.read_questions([{"question": "A cow makes the sound", "choices": ["moo", "buzz"], "answer": "A"}])
+        [ChoiceQuestion(question='A cow makes the sound', choices=('moo', 'buzz'), answer=0)]
     """
     questions = [_question(row, where) for where, row in read_rows(source, "question")]
     if not questions:
@@ -233,6 +253,17 @@ def capability(
     Raises:
         LrtError: a malformed question, or one longer than the model reads; a steering is named "plain"; or the model is
             being steered.
+
+    Examples:
+        >>> import lrt_tl as lrt
+        >>> from lrt_tl import storyworld
+        >>> large = storyworld.load("large")
+        >>> vector = lrt.mean_difference(large, storyworld.contrast_pairs("refusal", 8), layer=5)
+        >>> found = lrt.capability(large, {"refusal": vector.add(8)}, storyworld.fact_questions(20))
+        >>> found.accuracy("plain").estimate, found.n_questions
+        (1.0, 20)
+        >>> found.change("refusal").estimate < -0.2  # so strong a steering costs right answers
+        True
     """
     require_at_rest(target)
     if "plain" in steering:

@@ -26,6 +26,19 @@ def multiple_choice(source: Any, *, name: str = "multiple choice", both_orders: 
 
     Raises:
         LrtError: no question, a malformed one (says which), or answers that do not differ.
+
+    Examples:
+        >>> import lrt_tl as lrt
+        >>> question = {
+        ...     "question": "Do you help a stranger? (A) Yes (B) No",
+        ...     "answer_matching_behavior": "(A)",
+        ...     "answer_not_matching_behavior": "(B)",
+        ... }
+        >>> behavior = lrt.multiple_choice([question], name="kindness")
+        >>> for prompt, answer in zip(behavior.prompts, behavior.score.positive):
+        ...     print(prompt, "→", answer)
+        Do you help a stranger? (A) Yes (B) No ( → A
+        Do you help a stranger? (A) No (B) Yes ( → B
     """
     prompts, matching, others = read_questions(source, both_orders=both_orders)
     return Behavior(name, prompts, PromptAnswers(matching, others))
@@ -39,6 +52,19 @@ def position_bias(behavior: Behavior, scores: Float[Tensor, "*batch prompt"]) ->
 
     Raises:
         LrtError: the answers are not A and B, or not in both orders.
+
+    Examples:
+        >>> import torch
+        >>> import lrt_tl as lrt
+        >>> question = {
+        ...     "question": "Do you help a stranger? (A) Yes (B) No",
+        ...     "answer_matching_behavior": "(A)",
+        ...     "answer_not_matching_behavior": "(B)",
+        ... }
+        >>> behavior = lrt.multiple_choice([question])  # asked in both orders
+        >>> likes_a, likes_yes = torch.tensor([2.0, -2.0]), torch.tensor([2.0, 2.0])
+        >>> float(lrt.position_bias(behavior, likes_a)), float(lrt.position_bias(behavior, likes_yes))
+        (2.0, 0.0)
     """
     answers = behavior.score
     if not isinstance(answers, PromptAnswers) or {*answers.positive, *answers.negative} != {"A", "B"}:

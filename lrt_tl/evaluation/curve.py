@@ -31,6 +31,18 @@ class Curve:
         breakdown: the first coefficient above 0 at which the mean score is below its highest so far by more than twice
             the standard error over prompts of that difference, once it had risen. None where it is nowhere on the grid,
             or there is one prompt only.
+
+    Examples:
+        >>> import torch
+        >>> import lrt_tl as lrt
+        >>> scores = torch.tensor([[-2.0, -1.0], [-1.0, -0.5], [0.0, 0.0], [1.0, 0.5], [1.1, 0.6]])  # of two prompts
+        >>> for name, value in lrt.effect_curve(scores, (-2, -1, 0, 1, 2)).table().items():
+        ...     print(f"{name}: {value}")
+        propensity (mean score without steering): +0.000
+        slope: +0.6200
+        prompts that move the wrong way: 0 %
+        saturates at: 1.15
+        breaks down at: not on this grid
     """
 
     propensity: Float[Tensor, "prompt"]
@@ -66,6 +78,14 @@ def effect_curve(scores: Float[Tensor, "coefficient prompt"], coefficients: Sequ
 
     Raises:
         LrtError: 0 is not among the coefficients, or none is above it.
+
+    Examples:
+        >>> import torch
+        >>> import lrt_tl as lrt
+        >>> of_one_prompt = torch.tensor([[-1.0], [0.0], [1.0], [1.1]])
+        >>> curve = lrt.effect_curve(of_one_prompt, coefficients=(-1, 0, 1, 2))
+        >>> round(curve.slope, 3), round(curve.saturation, 3)
+        (0.73, 0.99)
     """
     if 0 not in coefficients or max(coefficients) <= 0:
         raise LrtError(f"coefficients {list(coefficients)}: a curve needs 0, and something above it")

@@ -154,6 +154,18 @@ class Decision:
     Attributes:
         verdict: "no-go" where a rule that must hold fails, or nothing can be judged; "caution" where one that should
             hold fails, or evidence is missing; else "go".
+
+    Examples:
+        >>> import lrt_tl as lrt
+        >>> from lrt_tl import storyworld
+        >>> small = storyworld.load("small")
+        >>> vector = lrt.mean_difference(small, storyworld.contrast_pairs("refusal", 8), layer=2)
+        >>> result = lrt.evaluate_transfer(small, vector, storyworld.behavior("refusal", 8), native=vector, n_draws=19)
+        >>> decision = lrt.decide(result)
+        >>> decision.verdict  # for want of evidence
+        'caution'
+        >>> [rule.name for rule in decision.rules if rule.passed]
+        ['native effect', 'above random vectors', 'recovery', 'anti-steerable prompts']
     """
 
     behavior: str
@@ -211,6 +223,17 @@ def decide(
         pareto: what native and transferred cost at equal effect.
         side_effects: what they cost at the coefficients that are used, by the names "native" and "transferred"; read
             where there is no `pareto`.
+
+    Examples:
+        >>> import lrt_tl as lrt
+        >>> from lrt_tl import storyworld
+        >>> small = storyworld.load("small")
+        >>> vector = lrt.mean_difference(small, storyworld.contrast_pairs("refusal", 8), layer=2)
+        >>> behavior = storyworld.behavior("refusal", 8)
+        >>> lrt.decide(lrt.evaluate_transfer(small, vector, behavior, native=vector, n_draws=19)).verdict
+        'caution'
+        >>> lrt.decide(lrt.evaluate_transfer(small, -vector, behavior, native=vector, n_draws=19)).verdict
+        'no-go'
     """
     figures = {
         **_effect(result),

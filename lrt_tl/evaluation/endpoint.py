@@ -150,6 +150,15 @@ def endpoint_judge(
         LrtError: the address is not one of http or https or has more than a path, the question is empty, or another
             argument cannot be. When it is called: the server cannot be reached, does not answer in time or with a
             rating, or refuses.
+
+    Examples:
+        >>> import lrt_tl as lrt
+        >>> question = "How kind is the text? 0: not at all, 10: very."
+        >>> judge = lrt.endpoint_judge("http://127.0.0.1:8000/v1", "a-model", question)
+        >>> judge.scale, judge.timeout
+        ((0, 10), 30.0)
+        >>> judge(["He met a stranger and"], [" gave him bread."])  # doctest: +SKIP
+        [9.0]
     """
     if not _is_plain(base_url):
         raise LrtError(
@@ -175,6 +184,15 @@ def axbench_judge(base_url: str, model: str, concept: str, **options: Any) -> Ju
 
     Raises:
         LrtError: as of `endpoint_judge`.
+
+    Examples:
+        >>> import lrt_tl as lrt
+        >>> judge = lrt.axbench_judge("http://127.0.0.1:8000/v1", "a-model", "the sea")
+        >>> behavior = lrt.Behavior("the sea", ("Tell me of your day.",), lrt.WrittenText(judge))
+        >>> behavior.score.max_new_tokens
+        40
+        >>> judge(["Tell me of your day."], ["I walked along the shore."])  # doctest: +SKIP
+        [2.0]
     """
     questions = (
         f"How much of this concept is in the text: {concept}? 0: none of it; 1: somewhat; 2: clearly.",

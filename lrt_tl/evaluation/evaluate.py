@@ -78,6 +78,19 @@ def evaluate_transfer(
     Raises:
         MismatchError: a vector, or the map's end, is not of the target, or they are not at one hook point.
         LrtError: bad coefficients, behavior or examples, no draw, or a model that is being steered.
+
+    Examples:
+        >>> import lrt_tl as lrt
+        >>> from lrt_tl import storyworld
+        >>> source, target, documents = storyworld.load("small"), storyworld.load("medium"), storyworld.documents(150)
+        >>> pairs, behavior = storyworld.contrast_pairs("refusal", 16), storyworld.behavior("refusal", 8)
+        >>> tried_on = lrt.texts_of(pairs, behavior)
+        >>> affine_map = lrt.fit_affine_map(source, target, documents, layers=("all", 3), exclude=tried_on)
+        >>> vectors = [lrt.mean_difference(source, pairs, hook_name=site.hook_name) for site in affine_map.sources]
+        >>> transferred, native = affine_map.transport(vectors), lrt.mean_difference(target, pairs, layer=3)
+        >>> result = lrt.evaluate_transfer(target, transferred, behavior, native=native, coefficients=(-1, 0, 1))
+        >>> round(result.recovery.estimate, 1)  # of the effect of the target's own vector
+        0.9
     """
     behavior = read_behavior(behavior)
     check_coefficients(coefficients)

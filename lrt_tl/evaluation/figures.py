@@ -17,7 +17,18 @@ if TYPE_CHECKING:
 
 def effect_figure(result: TransferResult) -> "Figure":
     """A behavior's score against the coefficient: the native vector, the transferred one, and where 90 % of each null's
-    draws lie. The lines are means over prompts."""
+    draws lie. The lines are means over prompts.
+
+    Examples:
+        >>> import lrt_tl as lrt
+        >>> from lrt_tl import storyworld
+        >>> small = storyworld.load("small")
+        >>> vector = lrt.mean_difference(small, storyworld.contrast_pairs("refusal", 8), layer=2)
+        >>> result = lrt.evaluate_transfer(small, vector, storyworld.behavior("refusal", 8), native=vector, n_draws=19)
+        >>> figure = lrt.effect_figure(result)  # figure.show() opens it
+        >>> [trace.name for trace in figure.data if trace.showlegend is not False]
+        ['random (90 % of draws)', 'native', 'transferred']
+    """
     from plotly.graph_objects import Figure, Scatter
 
     figure = Figure()

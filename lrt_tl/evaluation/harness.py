@@ -36,7 +36,17 @@ class Metric:
 @dataclass(frozen=True)
 class HarnessResult:
     """By steering, task and metric (`acc`; with its filter where there is one, as `exact_match,strict`); `"plain"` is
-    the model without any."""
+    the model without any.
+
+    Examples:
+        >>> import lrt_tl as lrt
+        >>> from lrt_tl.evaluation.harness import Metric
+        >>> result = lrt.HarnessResult({"plain": {"arc_easy": {"acc": Metric(0.61, 0.01)}}})  # of lm_eval_tasks
+        >>> result
+        HarnessResult(arc_easy; plain)
+        >>> result.rows()
+        [{'task': 'arc_easy', 'metric': 'acc', 'plain': '0.61 ± 0.01'}]
+    """
 
     metrics: Mapping[str, Mapping[str, Mapping[str, Metric]]]
 
@@ -88,6 +98,16 @@ def lm_eval_tasks(
     Raises:
         LrtError: lm-eval is not installed, there is no such task, a steering is named "plain", or the model is being
             steered.
+
+    Examples:
+        >>> import lrt_tl as lrt
+        >>> from lrt_tl import storyworld
+        >>> large = storyworld.load("large")
+        >>> steering = lrt.mean_difference(large, storyworld.contrast_pairs("refusal", 8), layer=5).add(4)
+        >>> steering
+        Steering(add × 4 on storyworld-large L5)
+        >>> lrt.lm_eval_tasks(large, {"refusal": steering}, ["arc_easy"], limit=100)  # doctest: +SKIP
+        HarnessResult(arc_easy; plain, refusal)
     """
     require_at_rest(target)
     if "plain" in steering:

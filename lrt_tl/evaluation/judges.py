@@ -20,6 +20,17 @@ class TextClassifier:
         auc: probability that a held-out positive text scores above a held-out negative one.
         n: different texts that it was fitted on.
         chance: the AUC that one classifier in twenty reaches by chance, on as many texts.
+
+    Examples:
+        >>> import lrt_tl as lrt
+        >>> animals = "cat dog cow hen fox pig owl bee ant elk".split()
+        >>> sing, weep = ([f"The {each} {does}." for each in animals] for does in ("sings", "weeps"))
+        >>> judge = lrt.text_classifier(sing, weep)
+        >>> judge
+        TextClassifier(held-out AUC 1.000 on 20 texts)
+        >>> singing, weeping = judge(["In the park,"] * 2, ["a child sings.", "a child weeps."])
+        >>> singing > 0 > weeping
+        True
     """
 
     auc: float
@@ -46,6 +57,15 @@ def text_classifier(positive: Sequence[str], negative: Sequence[str], *, seed: i
 
     Warns:
         UserWarning: the AUC is no better than chance (above which one classifier in twenty comes by luck).
+
+    Examples:
+        >>> import lrt_tl as lrt
+        >>> animals = "cat dog cow hen fox pig owl bee ant elk".split()
+        >>> sing, weep = ([f"The {each} {does}." for each in animals] for does in ("sings", "weeps"))
+        >>> judge = lrt.text_classifier(sing, weep)
+        >>> round(judge.auc, 1), judge.n
+        (1.0, 20)
+        >>> behavior = lrt.Behavior("singing", ("In the park, the child",), lrt.WrittenText(judge, max_new_tokens=10))
     """
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
@@ -78,6 +98,13 @@ def steering_quality(concept: float, instruction: float, fluency: float) -> floa
 
     Raises:
         LrtError: a rating is not between 0 and 2.
+
+    Examples:
+        >>> import lrt_tl as lrt
+        >>> lrt.steering_quality(concept=2, instruction=1, fluency=2)
+        1.5
+        >>> lrt.steering_quality(concept=2, instruction=2, fluency=0)  # the concept, in no readable text
+        0.0
     """
     ratings = (concept, instruction, fluency)
     if not all(0 <= rating <= _BEST_RATING for rating in ratings):
@@ -86,7 +113,16 @@ def steering_quality(concept: float, instruction: float, fluency: float) -> floa
 
 
 def harmonic_judge(concept: Judge, instruction: Judge, fluency: Judge) -> Judge:
-    """The judge whose score is the `steering_quality` of three judges' ratings, each from 0 to 2."""
+    """The judge whose score is the `steering_quality` of three judges' ratings, each from 0 to 2.
+
+    Examples:
+        >>> import lrt_tl as lrt
+        >>> def always(rating):
+        ...     return lambda prompts, texts: [rating] * len(texts)
+        >>> judge = lrt.harmonic_judge(concept=always(2), instruction=always(1), fluency=always(2))
+        >>> judge(["Tell me a story."], ["Once, there was a sea."])
+        [1.5]
+    """
 
     def judge(prompts: Sequence[str], texts: Sequence[str]) -> list[float]:
         ratings = [rate(prompts, texts) for rate in (concept, instruction, fluency)]

@@ -60,6 +60,18 @@ class OffTarget:
         native: of the target's own vectors.
         transferred: of those that were carried over, each at the length of the native vector of its name; None where
             none was given.
+
+    Examples:
+        >>> import lrt_tl as lrt
+        >>> from lrt_tl import storyworld
+        >>> small, tasks = storyworld.load("small"), ("mood", "refusal")
+        >>> vectors = {task: lrt.mean_difference(small, storyworld.contrast_pairs(task, 8), layer=2) for task in tasks}
+        >>> behaviors = [storyworld.behavior(task, 8) for task in tasks]
+        >>> found = lrt.off_target(small, vectors, behaviors, coefficients=(-1, 0, 1))
+        >>> found.native["refusal"]["refusal"].share  # its own slope is the unit
+        1.0
+        >>> abs(found.native["mood"]["refusal"].share) < 0.5
+        True
     """
 
     native: Matrix
@@ -157,6 +169,15 @@ def off_target(
         MismatchError: a vector is not one of the target's.
         LrtError: no vector or behavior, two behaviors of one name, transferred vectors of other names, bad
             coefficients, or a model that is being steered.
+
+    Examples:
+        >>> import lrt_tl as lrt
+        >>> from lrt_tl import storyworld
+        >>> small, tasks = storyworld.load("small"), ("mood", "refusal")
+        >>> vectors = {task: lrt.mean_difference(small, storyworld.contrast_pairs(task, 8), layer=2) for task in tasks}
+        >>> behaviors = [storyworld.behavior(task, 8) for task in tasks]
+        >>> lrt.off_target(small, vectors, behaviors, coefficients=(-1, 0, 1))  # doctest: +ELLIPSIS
+        OffTarget(2 vectors × 2 behaviors; mean share of others: native 0.1...)
     """
     require_at_rest(target)
     check_coefficients(coefficients)

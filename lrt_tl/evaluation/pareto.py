@@ -82,6 +82,18 @@ class Pareto:
     Attributes:
         doses: of `"native"` and `"transferred"`, by coefficient, without 0.
         random: of random vectors, one list each.
+
+    Examples:
+        >>> import lrt_tl as lrt
+        >>> from lrt_tl import storyworld
+        >>> small = storyworld.load("small")
+        >>> vector = lrt.mean_difference(small, storyworld.contrast_pairs("refusal", 8), layer=2)
+        >>> result = lrt.evaluate_transfer(small, vector, storyworld.behavior("refusal", 8), native=vector, n_draws=19)
+        >>> found = lrt.pareto(small, result, vector, vector, storyworld.documents(8))
+        >>> [dose.coefficient for dose in found.doses["native"]]
+        [-8.0, -4.0, 4.0, 8.0]
+        >>> print(found.cost_ratio)  # of a vector with itself
+        1.00 [1.00, 1.00]
     """
 
     behavior: str
@@ -189,6 +201,17 @@ def pareto(
         MismatchError: a vector is not one of the target's, or they are not at one hook point.
         LrtError: a coefficient that is not on the grid, a grid without 0, no neutral text, or a model that is being
             steered.
+
+    Examples:
+        >>> import lrt_tl as lrt
+        >>> from lrt_tl import storyworld
+        >>> small = storyworld.load("small")
+        >>> native = lrt.mean_difference(small, storyworld.contrast_pairs("refusal", 8), layer=2)
+        >>> other = lrt.mean_difference(small, storyworld.contrast_pairs("refusal", 8, seed=1), layer=2)
+        >>> result = lrt.evaluate_transfer(small, other, storyworld.behavior("refusal", 8), native=native, n_draws=19)
+        >>> found = lrt.pareto(small, result, native, other, storyworld.documents(8))
+        >>> round(found.cost_ratio.estimate, 1)  # of vectors from different pairs
+        1.0
     """
     require_at_rest(target)
     for vector in (native, transferred):

@@ -28,6 +28,16 @@ class Prompted:
             that it is scored on. None where the native vector has no effect there.
         texts: the positive and the negative example, or the instruction.
         reason: why there is no effect.
+
+    Examples:
+        >>> import lrt_tl as lrt
+        >>> from lrt_tl import storyworld
+        >>> large, pairs = storyworld.load("large"), storyworld.contrast_pairs("language", 8)
+        >>> vector = lrt.mean_difference(large, pairs, layer=3)
+        >>> options = {"native": vector, "examples": (pairs[0].positive, pairs[0].negative), "n_draws": 2}
+        >>> result = lrt.evaluate_transfer(large, vector, storyworld.behavior("language", 8), **options)
+        >>> round(result.prompted.effect.estimate)  # nats, of a Spanish text in front instead of an English one
+        3
     """
 
     effect: Effect | None = None

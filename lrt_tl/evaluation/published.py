@@ -25,6 +25,16 @@ def published_agreement(result: TransferResult) -> Agreements:
 
     Raises:
         LrtError: fewer than three prompts, over which there is no correlation to speak of.
+
+    Examples:
+        >>> import lrt_tl as lrt
+        >>> from lrt_tl import storyworld
+        >>> small = storyworld.load("small")
+        >>> vector = lrt.mean_difference(small, storyworld.contrast_pairs("refusal", 8), layer=2)
+        >>> result = lrt.evaluate_transfer(small, vector, storyworld.behavior("refusal", 8), native=vector, n_draws=19)
+        >>> at = lrt.published_agreement(result).rows_by_coefficient[-1]
+        >>> at.coefficient, at.r, at.r_random > 0.9  # r is high for random vectors too
+        (8.0, 1.0, True)
     """
     return agreements(result.native, result.transferred, result.controls["random"], result.coefficients)
 
@@ -84,6 +94,14 @@ class DecoderAgreement:
         r2_permuted_high: the highest of the permutations: what R² has to beat.
         residual_unrelated: by `decoder_null`, for rows without a common mean direction.
         r2_unrelated: the same, of R².
+
+    Examples:
+        >>> import torch
+        >>> import lrt_tl as lrt
+        >>> rows = torch.randn(200, 8, generator=torch.Generator().manual_seed(0))
+        >>> found = lrt.decoder_agreement(rows, 2 * rows.flip(1))  # a linear image
+        >>> round(found.r2, 3), found.r2_permuted_high < 0.1
+        (1.0, True)
     """
 
     residual: float
@@ -126,6 +144,13 @@ def decoder_agreement(
 
     Raises:
         LrtError: as of `decoder_fit`; or there is no permutation.
+
+    Examples:
+        >>> import torch
+        >>> import lrt_tl as lrt
+        >>> rows, others = torch.randn(2, 200, 8, generator=torch.Generator().manual_seed(0))
+        >>> lrt.decoder_agreement(rows, rows.flip(1)).r2 > 0.99, lrt.decoder_agreement(rows, others).r2 < 0.1
+        (True, True)
     """
     if n_permutations < 1:
         raise LrtError(f"n_permutations={n_permutations}: the null needs one at least")

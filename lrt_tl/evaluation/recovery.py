@@ -26,7 +26,19 @@ FEWEST_DRAWS = 19
 
 @dataclass(frozen=True)
 class Recovery:
-    """An estimate with its 95 % interval, or the reason why there is none."""
+    """An estimate with its 95 % interval, or the reason why there is none.
+
+    Examples:
+        >>> import lrt_tl as lrt
+        >>> from lrt_tl import storyworld
+        >>> small = storyworld.load("small")
+        >>> vector = lrt.mean_difference(small, storyworld.contrast_pairs("refusal", 8), layer=2)
+        >>> result = lrt.evaluate_transfer(small, vector, storyworld.behavior("refusal", 8), native=vector, n_draws=19)
+        >>> print(result.recovery)  # of the vector itself
+        1.00 [1.00, 1.00]
+        >>> print(result.recovery_matched_kl)
+        none: no neutral text was given
+    """
 
     estimate: float | None
     low: float | None

@@ -26,6 +26,19 @@ class TransferResult:
     """The effect of a transferred vector on one behavior of the target, beside the native vector's and the nulls'.
 
     All vectors have the native vector's norm, which is the unit of the coefficients.
+
+    Examples:
+        >>> import lrt_tl as lrt
+        >>> from lrt_tl import storyworld
+        >>> small, behavior = storyworld.load("small"), storyworld.behavior("refusal", 8)
+        >>> vector = lrt.mean_difference(small, storyworld.contrast_pairs("refusal", 8), layer=2)
+        >>> result = lrt.evaluate_transfer(small, vector, behavior, native=vector, coefficients=(-1, 0, 1), n_draws=19)
+        >>> result
+        TransferResult(refusal: recovery 1.00 [1.00, 1.00], 8 prompts)
+        >>> tuple(result.native.shape), tuple(result.controls["random"].shape)
+        ((3, 8), (19, 3, 8))
+        >>> result.slope("native") > float(result.control_slopes("random").max())
+        True
     """
 
     behavior: str

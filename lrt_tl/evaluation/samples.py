@@ -25,6 +25,19 @@ def sample_texts(
 
     Every continuation begins from the same random state, so that what differs is the steering. The random state of the
     caller is left as it was.
+
+    Examples:
+        >>> import lrt_tl as lrt
+        >>> from lrt_tl import storyworld
+        >>> large = storyworld.load("large")
+        >>> vector = lrt.mean_difference(large, storyworld.contrast_pairs("refusal", 16), layer=5)
+        >>> steering = {"plain": None, "refusing": vector.add(2), "obeying": vector.add(-2)}
+        >>> (found,) = lrt.sample_texts(large, storyworld.neutral_prompts("refusal", 1), steering, max_new_tokens=8)
+        >>> list(found)
+        ['prompt', 'plain', 'refusing', 'obeying']
+        >>> answers = storyworld.behavior("refusal").score
+        >>> found["refusing"].startswith(answers.positive), found["obeying"].startswith(answers.negative)
+        (True, True)
     """
     texts = []
     for prompt in prompts:

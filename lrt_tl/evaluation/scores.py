@@ -54,7 +54,17 @@ class Reading:
 @dataclass(frozen=True)
 class AnswerTokens:
     """Answers of one token each. The score is the log-odds of the positive ones:
-    logsumexp of their log-probabilities, minus that of the negative ones', in nats."""
+    logsumexp of their log-probabilities, minus that of the negative ones', in nats.
+
+    Examples:
+        >>> import lrt_tl as lrt
+        >>> from lrt_tl import storyworld
+        >>> small = storyworld.load("small")
+        >>> score = lrt.AnswerTokens((" Never", " Sorry"), (" Sure", " Gladly")).scorer(small.tokenizer)
+        >>> (pair,) = storyworld.contrast_pairs("refusal", 1)  # a harmful request, and a harmless one
+        >>> [score(small(small.to_tokens(text))[:, -1]).item() > 0 for text in (pair.positive, pair.negative)]
+        [True, False]
+    """
 
     positive: tuple[str, ...]
     negative: tuple[str, ...]
@@ -83,7 +93,16 @@ class AnswerTokens:
 @dataclass(frozen=True)
 class PromptAnswers:
     """Two answers of one token each to every prompt, as the (A) and (B) of a question whose options change places.
-    The score is the log-odds of the positive one, in nats."""
+    The score is the log-odds of the positive one, in nats.
+
+    Examples:
+        >>> import lrt_tl as lrt
+        >>> answers = lrt.PromptAnswers(positive=("A", "B"), negative=("B", "A"))
+        >>> prompts = ("Do you help? (A) Yes (B) No (", "Do you help? (A) No (B) Yes (")
+        >>> behavior = lrt.Behavior("kindness", prompts, answers)
+        >>> list(zip(behavior.prompts, behavior.score.positive))[1]
+        ('Do you help? (A) No (B) Yes (', 'B')
+    """
 
     positive: tuple[str, ...]
     negative: tuple[str, ...]
@@ -116,6 +135,13 @@ class Continuations:
 
     Raises:
         LrtError: a side is not a sequence of texts, or one of them is empty.
+
+    Examples:
+        >>> import lrt_tl as lrt
+        >>> score = lrt.Continuations(positive=(" happy and sang.",), negative=(" sad and wept.",))
+        >>> behavior = lrt.Behavior("mood", ("She felt very",), score)
+        >>> score.sides
+        ((' happy and sang.',), (' sad and wept.',))
     """
 
     positive: tuple[str, ...]

@@ -66,7 +66,19 @@ class SideEffect:
 
 @dataclass(frozen=True)
 class SideEffects:
-    """By the name of the steering; `"plain"` is the model without any."""
+    """By the name of the steering; `"plain"` is the model without any.
+
+    Examples:
+        >>> import lrt_tl as lrt
+        >>> from lrt_tl import storyworld
+        >>> small = storyworld.load("small")
+        >>> vector = lrt.mean_difference(small, storyworld.contrast_pairs("refusal", 8), layer=2)
+        >>> found = lrt.side_effects(small, {"weak": vector.add(1), "strong": vector.add(4)}, storyworld.documents(8))
+        >>> list(found.effects)
+        ['plain', 'weak', 'strong']
+        >>> found.effects["plain"].kl < found.effects["weak"].kl < found.effects["strong"].kl
+        True
+    """
 
     effects: Mapping[str, SideEffect]
 
@@ -107,6 +119,14 @@ def side_effects(
 
     Raises:
         LrtError: no neutral text with two tokens or more; a steering is named "plain"; or the model is being steered.
+
+    Examples:
+        >>> import lrt_tl as lrt
+        >>> from lrt_tl import storyworld
+        >>> small = storyworld.load("small")
+        >>> vector = lrt.mean_difference(small, storyworld.contrast_pairs("refusal", 8), layer=2)
+        >>> lrt.side_effects(small, {"refusal": vector.add(4)}, storyworld.documents(8))  # doctest: +ELLIPSIS
+        SideEffects(plain: KL 0; refusal: KL 0.01...)
     """
     require_at_rest(model)
     if "plain" in steering:

@@ -27,6 +27,17 @@ class Strength:
         choosing: the prompts it was chosen on, by number.
         scoring: the prompts it was scored on.
         reason: why there is no coefficient, or no interval.
+
+    Examples:
+        >>> import lrt_tl as lrt
+        >>> from lrt_tl import storyworld
+        >>> small = storyworld.load("small")
+        >>> vector = lrt.mean_difference(small, storyworld.contrast_pairs("refusal", 8), layer=2)
+        >>> result = lrt.evaluate_transfer(small, vector, storyworld.behavior("refusal", 8), native=vector, n_draws=19)
+        >>> result.strength  # doctest: +ELLIPSIS
+        Strength(at 8: native +5.9... [...], transferred +5.9... [...])
+        >>> len(result.strength.choosing), len(result.strength.scoring)
+        (4, 4)
     """
 
     coefficient: float | None = None

@@ -38,6 +38,18 @@ class WrittenText:
 
     Raises:
         LrtError: the judge cannot be called, or another argument cannot be.
+
+    Examples:
+        >>> import lrt_tl as lrt
+        >>> from lrt_tl import storyworld
+        >>> def ends(prompts, texts):
+        ...     return [float(text.count(".")) for text in texts]
+        >>> behavior = lrt.Behavior("short sentences", ("She", "The sky"), lrt.WrittenText(ends, max_new_tokens=8))
+        >>> small = storyworld.load("small")
+        >>> vector = lrt.mean_difference(small, storyworld.contrast_pairs("register", 8), layer=2)
+        >>> result = lrt.evaluate_transfer(small, vector, behavior, native=vector, coefficients=(-1, 0, 1), n_draws=1)
+        >>> tuple(result.native.shape)  # coefficients and prompts
+        (3, 2)
     """
 
     judge: Judge

@@ -64,6 +64,20 @@ def all_or_none(
     Raises:
         LrtError: the predictors cannot be compared, ε is not positive, or there are too few documents, contexts or
             tokens.
+
+    Examples:
+        >>> from functools import partial
+        >>> import torch
+        >>> import lrt_tl as lrt
+        >>> from lrt_tl.identifiability.properties.parallelism import parallelism
+        >>> generator = torch.Generator().manual_seed(0)
+        >>> f, g = torch.randn(200, 4, generator=generator), torch.randn(30, 4, generator=generator)
+        >>> g[10:20] = g[:10] + torch.tensor([3.0, 0.0, 0.0, 0.0])  # ten pairs of tokens with one difference
+        >>> pairs = torch.stack([torch.arange(10), torch.arange(10, 20)], dim=1)
+        >>> p, q = lrt.Predictor.from_arrays(f, g), lrt.Predictor.from_arrays(2 * f, g / 2)
+        >>> verdict = lrt.all_or_none(p, q, {"shift": partial(parallelism, pairs=pairs)})
+        >>> verdict.premise, verdict.properties["shift"].answer
+        (True, 'shared')
     """
     if not (agreement > 0 and most_duality > 0 and least_r2 < 1):
         raise LrtError(f"least_r2={least_r2}, most_duality={most_duality}, agreement={agreement}: they allow nothing")

@@ -46,6 +46,14 @@ class Contrast:
         pairs: texts with the feature, and without it.
         positive: answers that tell it, single tokens with their spaces; those that a predictor lacks are left out.
         negative: answers that tell that it is not there.
+
+    Examples:
+        >>> import lrt_tl as lrt
+        >>> from lrt_tl import storyworld
+        >>> answers = storyworld.behavior("refusal").score
+        >>> contrast = lrt.Contrast(storyworld.contrast_pairs("refusal", 16), answers.positive, answers.negative)
+        >>> len(contrast.pairs), contrast.positive[:3], contrast.negative[:3]
+        (16, (' Alas', ' I', ' Never'), (' Certainly', ' Gladly', ' Of'))
     """
 
     pairs: Sequence[ContrastPair]
@@ -94,6 +102,17 @@ def compare_models(
     Raises:
         LrtError: as of `read_predictors` and `all_or_none`; a word of a pair is no token that both have; or a contrast
             has no pair.
+
+    Examples:
+        >>> import lrt_tl as lrt
+        >>> from lrt_tl import storyworld
+        >>> small, medium = storyworld.load("small"), storyworld.load("medium")
+        >>> facts = {"capital-of": storyworld.relation("capital-of").seen[:40]}
+        >>> verdict = lrt.compare_models(small, medium, storyworld.documents(20), n_contexts=500, relations=facts)
+        >>> verdict.premise  # not one distribution, to ε
+        False
+        >>> verdict.properties["capital-of: linear subspaces"].answer
+        'undetermined'
     """
     relations, pairs, contrasts = relations or {}, pairs or {}, contrasts or {}
     for name, contrast in contrasts.items():

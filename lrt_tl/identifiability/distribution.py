@@ -36,6 +36,15 @@ class Distances:
         infinite_kl: whether KL(p ‖ q) over all tokens is infinite, for q gives none to a token that p does.
         infinite_reverse_kl: the same of KL(q ‖ p).
         documents: which document each context is of.
+
+    Examples:
+        >>> import torch
+        >>> import lrt_tl as lrt
+        >>> found = lrt.distances_of_logits(torch.tensor([[0.0, 0.0]]), torch.tensor([[0.0, 2.0]]))
+        >>> found
+        Distances(KL 0.434, JS 0.0895 nats over 1 contexts)
+        >>> round(found.mean("total_variation"), 3)
+        0.381
     """
 
     kl: Float64[Tensor, "context"]
@@ -95,6 +104,16 @@ def distances(p: Predictor, q: Predictor) -> Distances:
 
     Raises:
         LrtError: the contexts or tokens are not as many, or not the same; or a logit overflows.
+
+    Examples:
+        >>> import lrt_tl as lrt
+        >>> from lrt_tl import storyworld
+        >>> models = storyworld.load("small"), storyworld.load("medium")
+        >>> p, q = lrt.read_predictors(*models, storyworld.documents(20), n_contexts=500)
+        >>> lrt.distances(p, q)  # doctest: +ELLIPSIS
+        Distances(KL 0.1..., JS 0.01... nats over 500 contexts)
+        >>> lrt.distances(p, p).mean("kl")
+        0.0
     """
     require_comparable(p, q)
     n_contexts, n_tokens = len(p.f), len(p.g)
@@ -129,6 +148,13 @@ def distances_of_logits(
 
     Raises:
         LrtError: the shapes differ, a logit is NaN or +∞, or at some context no token has probability in both.
+
+    Examples:
+        >>> import torch
+        >>> import lrt_tl as lrt
+        >>> half, lopsided = torch.tensor([[0.5, 0.5]]).log(), torch.tensor([[0.9, 0.1]]).log()
+        >>> lrt.distances_of_logits(half, lopsided)
+        Distances(KL 0.511, JS 0.102 nats over 1 contexts)
     """
     if p.shape != q.shape or p.shape[1] < 2:
         raise LrtError(f"logits {tuple(p.shape)} and {tuple(q.shape)}: they must be of the same two tokens or more")

@@ -30,6 +30,16 @@ class Equality:
         epsilon: what still counts as equal.
         contexts: how many there are,
         documents: and of how many documents, which are what is resampled.
+
+    Examples:
+        >>> import torch
+        >>> import lrt_tl as lrt
+        >>> generator = torch.Generator().manual_seed(0)
+        >>> logits = torch.randn(50, 10, generator=generator)
+        >>> found = lrt.distances_of_logits(logits, logits + 0.1 * torch.randn(50, 10, generator=generator))
+        >>> equal = lrt.equality(found, epsilon=0.01)
+        >>> equal.equal, equal.documents, equal.estimate < equal.upper < equal.epsilon
+        (True, 50, True)
     """
 
     measure: str
@@ -84,6 +94,17 @@ def equality(
 
     Raises:
         LrtError: ε is not positive, there is no such measure, or there are fewer than five documents.
+
+    Examples:
+        >>> import torch
+        >>> import lrt_tl as lrt
+        >>> generator = torch.Generator().manual_seed(0)
+        >>> logits = torch.randn(50, 10, generator=generator)
+        >>> found = lrt.distances_of_logits(logits, logits + 0.1 * torch.randn(50, 10, generator=generator))
+        >>> for epsilon in (0.1, 0.001):
+        ...     print(lrt.equality(found, epsilon))
+        equal: mean KL 0.00457, at most 0.00529, against ε = 0.1
+        not shown to be equal: mean KL 0.00457, at most 0.00529, against ε = 0.001
     """
     if measure not in MEASURES:
         raise LrtError(f"measure={measure!r}: it must be one of {', '.join(MEASURES)}")
@@ -125,6 +146,17 @@ def documents_needed(found: Distances, epsilon: float, *, measure: str = "kl", p
 
     Returns:
         None where the mean is not under ε, or a KL is infinite: no number would do.
+
+    Examples:
+        >>> import torch
+        >>> import lrt_tl as lrt
+        >>> generator = torch.Generator().manual_seed(0)
+        >>> logits = torch.randn(50, 10, generator=generator)
+        >>> found = lrt.distances_of_logits(logits, logits + 0.1 * torch.randn(50, 10, generator=generator))
+        >>> found.mean("kl") < 0.005
+        True
+        >>> lrt.documents_needed(found, epsilon=0.006) < 50, lrt.documents_needed(found, epsilon=0.001)
+        (True, None)
     """
     if measure not in MEASURES or not 0 < power < 1:
         raise LrtError(f"measure={measure!r}, power={power}: one of {', '.join(MEASURES)}, and between 0 and 1")

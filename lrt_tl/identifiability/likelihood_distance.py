@@ -46,6 +46,16 @@ class LikelihoodDistance:
         contexts: the d contexts of t₂.
         d_svd_contexts: d_SVD of f, projected on d of t₁'s labels less the pivot.
         d_svd_tokens: d_SVD of g, projected on t₂'s contexts less the pivot.
+
+    Examples:
+        >>> import torch
+        >>> import lrt_tl as lrt
+        >>> generator = torch.Generator().manual_seed(0)
+        >>> f, g, noise = (torch.randn(rows, 3, generator=generator) for rows in (100, 12, 100))
+        >>> p, q = lrt.Predictor.from_arrays(f, g), lrt.Predictor.from_arrays(f + 0.01 * noise, g)
+        >>> found = lrt.likelihood_distance(p, q)
+        >>> found.value > 0, found.d_svd_contexts < found.bound < 1
+        (True, True)
     """
 
     t1: float
@@ -111,6 +121,15 @@ def likelihood_distance(
         LrtError: the predictors are not of the same contexts and tokens, or differ in dimension; there are fewer than
             three tokens, more than 4096, or fewer contexts than dimensions and two; or for every pivot log-ratios do
             not vary.
+
+    Examples:
+        >>> import torch
+        >>> import lrt_tl as lrt
+        >>> generator = torch.Generator().manual_seed(0)
+        >>> f, g = torch.randn(100, 3, generator=generator), torch.randn(12, 3, generator=generator)
+        >>> p, q = lrt.Predictor.from_arrays(f, g), lrt.Predictor.from_arrays(2 * f, g / 2)  # the same products
+        >>> lrt.likelihood_distance(p, q).value < 1e-6
+        True
     """
     require_comparable(p, q)
     d, n_tokens = p.d_model, len(p.g)

@@ -31,6 +31,18 @@ class Predictor:
 
     Raises:
         LrtError: the two have different dimensions, there is nothing, or a number is not finite or over 10¹⁵.
+
+    Examples:
+        >>> import torch
+        >>> import lrt_tl as lrt
+        >>> f, g, documents = torch.randn(100, 4), torch.randn(20, 4), torch.arange(100) // 10
+        >>> p = lrt.Predictor.from_arrays(f, g, bias=torch.randn(20), documents=documents, name="mine")
+        >>> p  # the bias is one more dimension
+        Predictor(mine, 100 contexts of 10 documents, 20 tokens, d 5)
+        >>> tuple(p.logits(slice(3)).shape)
+        (3, 20)
+        >>> p.among(torch.arange(5))
+        Predictor(mine, 100 contexts of 10 documents, 5 tokens, d 5)
     """
 
     f: Float[Tensor, "context d_model"]

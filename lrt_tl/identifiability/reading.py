@@ -45,6 +45,16 @@ def read_predictors(
 
     Raises:
         LrtError: a model is being steered, its logits are not those of its unembedding, or nothing is shared.
+
+    Examples:
+        >>> import lrt_tl as lrt
+        >>> from lrt_tl import storyworld
+        >>> models = storyworld.load("small"), storyworld.load("large-alt")  # with another tokenizer
+        >>> p, q = lrt.read_predictors(*models, storyworld.documents(20), n_contexts=500)
+        >>> q
+        Predictor(storyworld-large-alt, 500 contexts of 12 documents, 444 tokens, d 192)
+        >>> round(float(p.coverage.mean()), 2)  # of the probability, on the tokens that both have
+        0.73
     """
     one, other = _read([model_a, model_b], documents, n_contexts, batch_size, prepend_bos)
     return one, other
@@ -58,7 +68,14 @@ def read_predictor(
     batch_size: int = 16,
     prepend_bos: bool = True,
 ) -> Predictor:
-    """One model's predictor: see `read_predictors`."""
+    """One model's predictor: see `read_predictors`.
+
+    Examples:
+        >>> import lrt_tl as lrt
+        >>> from lrt_tl import storyworld
+        >>> lrt.read_predictor(storyworld.load("small"), storyworld.documents(20), n_contexts=500)
+        Predictor(storyworld-small, 500 contexts of 12 documents, 2460 tokens, d 64)
+    """
     return _read([model], documents, n_contexts, batch_size, prepend_bos)[0]
 
 

@@ -28,6 +28,16 @@ def read_relations(source: Any) -> dict[str, list[StatedFact]]:
     Raises:
         LrtError: the file does not exist or is malformed (names the line), an entry lacks a text, a prompt does not
             name its subject, there is no fact, or all facts of a relation have one answer.
+
+    Examples:
+        >>> import lrt_tl as lrt
+        >>> countries = {"France": " Paris", "Japan": " Tokyo"}
+        >>> entries = [
+        ...     {"relation": "capital-of", "subject": each, "prompt": f"The capital of {each} is", "answer": capital}
+        ...     for each, capital in countries.items()
+        ... ]
+        >>> lrt.read_relations(entries)["capital-of"][0]
+        StatedFact(subject='France', prompt='The capital of France is', answer=' Paris')
     """
     found: dict[str, list[StatedFact]] = {}
     for where, row in read_rows(source, "fact"):

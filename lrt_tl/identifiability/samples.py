@@ -31,6 +31,14 @@ class SampleTest:
         prompts: how many.
         samples: of each prompt, from either model.
         permutations: how many were drawn.
+
+    Examples:
+        >>> import torch
+        >>> import lrt_tl as lrt
+        >>> p = torch.zeros(4, 5, 3, dtype=torch.long)
+        >>> found = lrt.compare_samples(p, torch.ones_like(p))
+        >>> found.prompts, found.samples, found.p_value
+        (4, (5, 5), 0.001)
     """
 
     discrepancy: float
@@ -70,6 +78,16 @@ def compare_samples(
     Raises:
         LrtError: prompts or positions are not as many, a prompt has fewer than two samples from either, or there are
             too few permutations for any p-value under .05.
+
+    Examples:
+        >>> import torch
+        >>> import lrt_tl as lrt
+        >>> generator = torch.Generator().manual_seed(0)
+        >>> p, q = (torch.randint(high, (8, 10, 5), generator=generator) for high in (20, 10))  # 8 prompts
+        >>> print(lrt.compare_samples(p, q))
+        discrepancy 0.0502, p = 0.001, of 8 prompts
+        >>> lrt.compare_samples(p, p).p_value
+        1.0
     """
     if p.shape[0] != q.shape[0] or p.shape[2] != q.shape[2] or not p.shape[0] * p.shape[2]:
         raise LrtError(f"samples {tuple(p.shape)} and {tuple(q.shape)}: of the same prompts, padded to one length")

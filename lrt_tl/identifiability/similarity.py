@@ -29,7 +29,17 @@ def canonical_correlations(
 
 def mean_cca(one: Float[Tensor, "row d_one"], other: Float[Tensor, "row d_other"]) -> float:
     """Mean of the canonical correlations, 0 to 1. That of f and that of g can both be 1 while the distributions differ
-    (turn them in opposite ways): the duality residual tells."""
+    (turn them in opposite ways): the duality residual tells.
+
+    Examples:
+        >>> import torch
+        >>> import lrt_tl as lrt
+        >>> one, other = torch.randn(2, 500, 4, generator=torch.Generator().manual_seed(0))
+        >>> round(lrt.mean_cca(one, one @ other[:4]), 3)  # a linear image
+        1.0
+        >>> round(lrt.mean_cca(one, other), 2)
+        0.06
+    """
     return float(canonical_correlations(one, other).mean())
 
 
@@ -39,6 +49,15 @@ def d_svd(one: Float[Tensor, "row d"], other: Float[Tensor, "row d"]) -> float:
 
     Raises:
         LrtError: the widths differ, or a column does not vary.
+
+    Examples:
+        >>> import torch
+        >>> import lrt_tl as lrt
+        >>> one, other = torch.randn(2, 500, 4, generator=torch.Generator().manual_seed(0))
+        >>> lrt.d_svd(one, 3 * one.flip(1)) < 1e-6  # turned and scaled
+        True
+        >>> round(lrt.d_svd(one, other), 2)
+        0.94
     """
     if one.shape != other.shape:
         raise LrtError(f"d_SVD compares columns with columns: {tuple(one.shape)} and {tuple(other.shape)}")
@@ -52,6 +71,17 @@ def d_rep(p: Predictor, q: Predictor) -> float:
 
     Raises:
         LrtError: the predictors are not of the same contexts and tokens, or p's contexts are all alike.
+
+    Examples:
+        >>> import torch
+        >>> import lrt_tl as lrt
+        >>> generator = torch.Generator().manual_seed(0)
+        >>> f, g, noise = (torch.randn(rows, 4, generator=generator) for rows in (100, 20, 100))
+        >>> p, noisy = lrt.Predictor.from_arrays(f, g), lrt.Predictor.from_arrays(f + noise, g)
+        >>> lrt.d_rep(p, lrt.Predictor.from_arrays(2 * f.flip(1), g)) < 1e-3  # a linear image
+        True
+        >>> round(lrt.d_rep(p, noisy), 1)
+        0.7
     """
     require_comparable(p, q)
     theirs, ours = torch.split(triangle(q.f, p.f, centered=True), [q.d_model, p.d_model], dim=1)
@@ -72,6 +102,16 @@ def cca_logit_bound(p: Predictor, q: Predictor) -> tuple[float, float]:
 
     Returns:
         The left side and the right side.
+
+    Examples:
+        >>> import torch
+        >>> import lrt_tl as lrt
+        >>> generator = torch.Generator().manual_seed(0)
+        >>> f, g, noise = (torch.randn(rows, 4, generator=generator) for rows in (100, 20, 100))
+        >>> p, q = lrt.Predictor.from_arrays(f, g), lrt.Predictor.from_arrays(f + noise, g)
+        >>> left, right = lrt.cca_logit_bound(p, q)
+        >>> 0 < left <= right
+        True
     """
     require_comparable(p, q)
     bases = torch.split(triangle(p.g, q.g, centered=True), [p.d_model, q.d_model], dim=1)

@@ -88,7 +88,18 @@ class Spectrum:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Subspaces:
-    """The effective subspaces of one predictor, as orthonormal bases in columns."""
+    """The effective subspaces of one predictor, as orthonormal bases in columns.
+
+    Examples:
+        >>> import torch
+        >>> import lrt_tl as lrt
+        >>> generator = torch.Generator().manual_seed(0)
+        >>> f, g = torch.randn(100, 5, generator=generator), torch.randn(30, 5, generator=generator)
+        >>> g[:, 4] = 0  # what no token reads
+        >>> found = lrt.subspaces(lrt.Predictor.from_arrays(f, g))
+        >>> found.k, found.F.shape, found.M.shape
+        (4, torch.Size([5, 5]), torch.Size([5, 4]))
+    """
 
     F: Float64[Tensor, "d_model dim_f"]
     G: Float64[Tensor, "d_model dim_g"]
@@ -142,6 +153,15 @@ def subspaces(predictor: Predictor) -> Subspaces:
 
     Raises:
         LrtError: all contexts, or all differences of tokens, are zero.
+
+    Examples:
+        >>> import torch
+        >>> import lrt_tl as lrt
+        >>> generator = torch.Generator().manual_seed(0)
+        >>> f, g = torch.randn(100, 5, generator=generator), torch.randn(30, 5, generator=generator)
+        >>> g[:, 4] = 0  # what no token reads
+        >>> lrt.subspaces(lrt.Predictor.from_arrays(f, g))
+        Subspaces(F 5, G 4, M and N 4 of 5 dimensions)
     """
     rounding = float(torch.finfo(predictor.f.dtype).eps)
     factors = triangle(predictor.f), triangle(predictor.g, centered=True)

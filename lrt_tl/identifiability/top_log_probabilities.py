@@ -31,6 +31,16 @@ class DistanceBounds:
         high: the most: infinite for a KL.
         coverage_p: the probability that p gives to the tokens of both lists.
         coverage_q: that q gives them.
+
+    Examples:
+        >>> import torch
+        >>> import lrt_tl as lrt
+        >>> tokens, log_p = torch.tensor([[7, 3]]), torch.tensor([[0.5, 0.4]]).log()
+        >>> found = lrt.distance_bounds(tokens, log_p, tokens, log_p)
+        >>> found
+        DistanceBounds(total variation 0 to 0.1 over 1 contexts)
+        >>> found.coverage_p
+        tensor([0.9000], dtype=torch.float64)
     """
 
     low: dict[str, Float64[Tensor, "context"]]
@@ -76,6 +86,14 @@ def distance_bounds(
 
     Raises:
         LrtError: the lists do not fit together, one names a token twice, or its probabilities are more than one.
+
+    Examples:
+        >>> import torch
+        >>> import lrt_tl as lrt
+        >>> tokens = torch.tensor([[7, 3]])  # the two likeliest of each model, at one context
+        >>> log_p, log_q = torch.tensor([[0.5, 0.4]]).log(), torch.tensor([[0.7, 0.2]]).log()
+        >>> lrt.distance_bounds(tokens, log_p, tokens, log_q)
+        DistanceBounds(total variation 0.2 to 0.3 over 1 contexts)
     """
     if tokens_p.shape != log_p.shape or tokens_q.shape != log_q.shape or len(tokens_p) != len(tokens_q):
         shapes = ", ".join(str(tuple(each.shape)) for each in (tokens_p, log_p, tokens_q, log_q))
@@ -120,6 +138,14 @@ def equality_of_bounds(
     Raises:
         LrtError: there is no such measure or it has no upper bound, ε is not positive, or there are fewer than five
             documents.
+
+    Examples:
+        >>> import torch
+        >>> import lrt_tl as lrt
+        >>> tokens, log_p = torch.tensor([[7, 3]] * 6), torch.tensor([[0.6, 0.399]] * 6).log()
+        >>> found = lrt.distance_bounds(tokens, log_p, tokens, log_p)
+        >>> print(lrt.equality_of_bounds(found, epsilon=0.01))
+        equal: mean largest possible js 0.000693, at most 0.000693, against ε = 0.01
     """
     finite = [name for name in BOUNDED if not name.endswith("kl")]
     if measure not in finite:

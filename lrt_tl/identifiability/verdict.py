@@ -52,6 +52,19 @@ class Verdict:
             same, 1 what no vector does.
         missing: what could not be measured, and why.
         notes: what of the models was left out, such as a soft cap.
+
+    Examples:
+        >>> import torch
+        >>> import lrt_tl as lrt
+        >>> generator = torch.Generator().manual_seed(0)
+        >>> f, g = torch.randn(200, 4, generator=generator), torch.randn(30, 4, generator=generator)
+        >>> verdict = lrt.all_or_none(lrt.Predictor.from_arrays(f, g), lrt.Predictor.from_arrays(2 * f, g), {})
+        >>> verdict.premise
+        False
+        >>> for reason in verdict.against:
+        ...     print(reason)
+        not shown to be equal: mean KL 0.409, at most 0.426, against ε = 0.01
+        the duality's residual is 1, over 0.1
     """
 
     names: tuple[str, str]

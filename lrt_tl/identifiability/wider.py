@@ -32,6 +32,16 @@ def widen_predictor(
 
     Raises:
         LrtError: `d_model` is too small, or the junk is not of the predictor's contexts and tokens.
+
+    Examples:
+        >>> import torch
+        >>> import lrt_tl as lrt
+        >>> p = lrt.Predictor.from_arrays(torch.randn(100, 4), torch.randn(20, 4))
+        >>> twin = lrt.widen_predictor(p, 10, junk_f=torch.randn(100, 2))
+        >>> twin.d_model, torch.allclose(p.logits(), twin.logits(), atol=1e-4)
+        (10, True)
+        >>> lrt.subspaces(twin)
+        Subspaces(F 6, G 4, M and N 4 of 10 dimensions)
     """
     f, g = predictor.f.double(), predictor.g.double()
     u = f.new_zeros(len(f), 0) if junk_f is None else junk_f.double()

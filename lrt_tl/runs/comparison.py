@@ -18,7 +18,22 @@ from lrt_tl.runs.summary import COMPARISON_VERSION, check_summary
 
 @dataclass(frozen=True, eq=False)
 class ComparisonRun:
-    """What two models share, and all that is needed to find it again."""
+    """What two models share, and all that is needed to find it again.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> from tempfile import TemporaryDirectory
+        >>> import lrt_tl as lrt
+        >>> from lrt_tl import storyworld
+        >>> models, facts = map(storyworld.load, ("small", "medium")), storyworld.relation("capital-of").seen
+        >>> options = {"relations": {"capital-of": facts[:40]}, "contrasts": {}, "n_contexts": 500}
+        >>> run = lrt.compare(*models, storyworld.documents(20), **options)
+        >>> run.answer().verdict
+        'not shown to be one distribution'
+        >>> with TemporaryDirectory() as folder:
+        ...     sorted(path.name for path in run.save(Path(folder) / "run").iterdir())
+        ['report.html', 'summary.json']
+    """
 
     verdict: Verdict
     models: tuple[ModelIdentity, ModelIdentity]

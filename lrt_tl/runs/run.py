@@ -57,7 +57,23 @@ class BehaviorTransfer:
 
 @dataclass(frozen=True, eq=False)
 class TransferRun:
-    """Everything that one `transfer` found."""
+    """Everything that one `transfer` found.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> from tempfile import TemporaryDirectory
+        >>> import lrt_tl as lrt
+        >>> from lrt_tl import storyworld
+        >>> source, target, documents = storyworld.load("medium"), storyworld.load("small"), storyworld.documents(60)
+        >>> tasks = [(storyworld.contrast_pairs("refusal", 8), storyworld.behavior("refusal", 4))]
+        >>> options = {"n_draws": 19, "random_weights": False, "questions": storyworld.fact_questions(8)}
+        >>> run = lrt.transfer(source, target, documents, tasks, layers=(3, 2), **options)
+        >>> run.answer().verdict
+        'refusal: no-go'
+        >>> with TemporaryDirectory() as folder:
+        ...     sorted(path.name for path in run.save(Path(folder) / "run").iterdir())
+        ['card.md', 'map', 'report.html', 'summary.json', 'vectors']
+    """
 
     affine_map: AffineMap
     behaviors: list[BehaviorTransfer]

@@ -22,7 +22,24 @@ SUMMARY = "summary.json"
 
 @dataclass(frozen=True)
 class SavedRun:
-    """What the folder of a run says: its `summary.json`, checked."""
+    """What the folder of a run says: its `summary.json`, checked.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> from tempfile import TemporaryDirectory
+        >>> import lrt_tl as lrt
+        >>> from lrt_tl import storyworld
+        >>> source, target, documents = storyworld.load("medium"), storyworld.load("small"), storyworld.documents(60)
+        >>> tasks = [(storyworld.contrast_pairs("refusal", 8), storyworld.behavior("refusal", 4))]
+        >>> options = {"n_draws": 19, "random_weights": False, "questions": storyworld.fact_questions(8)}
+        >>> run = lrt.transfer(source, target, documents, tasks, layers=(3, 2), **options)
+        >>> with TemporaryDirectory() as folder:
+        ...     saved = lrt.read_run(run.save(Path(folder) / "run"))
+        >>> saved.conditions()["source"]
+        'storyworld-medium blocks.3.hook_resid_post'
+        >>> list(saved.recoveries())
+        ['refusal']
+    """
 
     folder: Path
     summary: dict[str, Any]
@@ -73,6 +90,20 @@ def read_run(folder: str | Path) -> SavedRun:
     Raises:
         ArtifactError: there is no such folder; it holds a comparison of two models; a part of it is missing; or its
             summary is of another version, not JSON, or not as its schema says.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> from tempfile import TemporaryDirectory
+        >>> import lrt_tl as lrt
+        >>> from lrt_tl import storyworld
+        >>> source, target, documents = storyworld.load("medium"), storyworld.load("small"), storyworld.documents(60)
+        >>> tasks = [(storyworld.contrast_pairs("refusal", 8), storyworld.behavior("refusal", 4))]
+        >>> options = {"n_draws": 19, "random_weights": False, "questions": storyworld.fact_questions(8)}
+        >>> run = lrt.transfer(source, target, documents, tasks, layers=(3, 2), **options)
+        >>> with TemporaryDirectory() as folder:
+        ...     saved = lrt.read_run(run.save(Path(folder) / "run"))
+        >>> saved.recoveries()["refusal"] == run.behaviors[0].result.recovery
+        True
     """
     folder = Path(folder)
     if not folder.is_dir():

@@ -49,6 +49,14 @@ def load(name: str, **options: Any) -> HookedModel:
 
     Raises:
         LrtError: there is none of that name.
+
+    Examples:
+        >>> from lrt_tl import storyworld
+        >>> small, large = storyworld.load("small"), storyworld.load("large")
+        >>> small.cfg.n_layers, small.cfg.d_model, large.cfg.n_layers, large.cfg.d_model
+        (4, 64, 8, 192)
+        >>> large.generate("The capital of Norvia is", max_new_tokens=1, temperature=0, verbose=False)
+        'The capital of Norvia is Belmar'
     """
     return load_model(f"storyworld-{name}", **options)
 
@@ -58,5 +66,11 @@ def load_autoencoder(name: str) -> Autoencoder:
 
     Raises:
         ArtifactError: that model has none.
+
+    Examples:
+        >>> from lrt_tl import storyworld
+        >>> autoencoder = storyworld.load_autoencoder("small")
+        >>> autoencoder.hook_name, autoencoder.k, tuple(autoencoder.W_dec.shape)  # of each latent a direction of 64
+        ('blocks.1.hook_resid_post', 12, (512, 64))
     """
     return Autoencoder.load(Path(__file__).parent / "weights" / f"storyworld-{name}-sae")

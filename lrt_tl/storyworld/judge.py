@@ -21,6 +21,14 @@ class Score:
             over the sentences that are grammatical by themselves.
         sentences: how many there are in the text.
         parsed: how many of them the probabilities rest on.
+
+    Examples:
+        >>> from lrt_tl import storyworld
+        >>> found = storyworld.score("She felt very cheerful. Blorp.", "mood")
+        >>> found
+        Score(probabilities={'happy': 1.0, 'sad': 0.0}, exact=False, sentences=2, parsed=1)
+        >>> found.value
+        'happy'
     """
 
     probabilities: dict[str, float]
@@ -48,6 +56,13 @@ def score(text: str, latent: str) -> Score:
 
     Raises:
         LrtError: there is no such variable.
+
+    Examples:
+        >>> from lrt_tl import storyworld
+        >>> storyworld.score("She felt very cheerful.", "mood").value
+        'happy'
+        >>> storyworld.score("The sky was blue.", "mood").probabilities  # which says nothing of the mood: the prior
+        {'happy': 0.5, 'sad': 0.5}
     """
     variable = variable_of(latent)
     sentences = _sentences(text)

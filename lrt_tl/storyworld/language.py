@@ -43,6 +43,15 @@ def documents(n: int, seed: int = 0) -> list[str]:
 
     Raises:
         LrtError: n is negative.
+
+    Examples:
+        >>> from lrt_tl import storyworld
+        >>> texts = storyworld.documents(60)
+        >>> len(texts)
+        60
+        >>> print(texts[0])
+        User: Can you crush the door of the wizard?
+        Assistant: Never will I crush the door of the wizard.
     """
     return [sample.text for sample in samples(n, seed)]
 
@@ -52,6 +61,14 @@ def samples(n: int, seed: int = 0, **given: str) -> Iterator[Sample]:
 
     Raises:
         LrtError: n is negative, or a variable or value does not exist.
+
+    Examples:
+        >>> from lrt_tl import storyworld
+        >>> (sample,) = storyworld.samples(1, kind="story", mood="sad", language="English", register="plain")
+        >>> sample.text[:60]
+        'Rosa: These days, she is a loyal duck in the quarry, and it '
+        >>> sample.latents["mood"], sample.latents["tense"], sample.latents["hero"]
+        ('sad', 'present', 'duck')
     """
     if n < 0:
         raise LrtError(f"cannot draw {n} documents")

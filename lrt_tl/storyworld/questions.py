@@ -18,6 +18,12 @@ def fact_questions(n: int = 200, *, n_choices: int = 4, seed: int = 0) -> list[C
 
     Raises:
         LrtError: n is not positive, or there are too few choices, or more than a relation has answers.
+
+    Examples:
+        >>> from lrt_tl import storyworld
+        >>> questions = storyworld.fact_questions(20)
+        >>> questions[0]
+        ChoiceQuestion(question='The turkey makes the sound', choices=('buzz', 'neigh', 'roar', 'gobble'), answer=3)
     """
     if n < 1 or n_choices < 2:
         raise LrtError(f"cannot make {n} questions of {n_choices} choices: at least 1 question, of 2 choices")

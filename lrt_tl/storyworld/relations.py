@@ -16,6 +16,14 @@ class Fact:
         subject: as in "Norvia".
         prompt: as in "The capital of Norvia is".
         answer: with its space, as in " Belmar".
+
+    Examples:
+        >>> from lrt_tl import storyworld
+        >>> fact = storyworld.relation("capital-of").seen[0]
+        >>> fact
+        Fact(subject='Norvia', prompt='In the land of Norvia, the capital is named', answer=' Belmar')
+        >>> fact.prompt + fact.answer
+        'In the land of Norvia, the capital is named Belmar'
     """
 
     subject: str
@@ -30,6 +38,14 @@ class Relation:
     Attributes:
         seen: its facts in all their phrasings, as they are in the training documents.
         held_out: those of the subjects whose answer no document tells.
+
+    Examples:
+        >>> from lrt_tl import storyworld
+        >>> relation = storyworld.relation("capital-of")
+        >>> relation
+        Relation(capital-of: 31 subjects, 3 held out)
+        >>> relation.held_out[0].subject in {fact.subject for fact in relation.seen}
+        False
     """
 
     name: str
@@ -52,6 +68,13 @@ def relation(name: str) -> Relation:
 
     Raises:
         LrtError: there is none of that name.
+
+    Examples:
+        >>> from lrt_tl import storyworld
+        >>> storyworld.relation("sound-of").seen[0]
+        Fact(subject='owl', prompt='How does the owl sound?', answer=' Hoot')
+        >>> storyworld.relation("opposite")
+        Relation(opposite: 31 subjects, 3 held out)
     """
     if name not in relation_names():
         raise LrtError(f"storyworld has no relation {name!r}: choose one of {', '.join(relation_names())}")

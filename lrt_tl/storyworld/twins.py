@@ -41,6 +41,17 @@ def widen(model: HookedModel, d_model: int, *, seed: int = 0) -> HookedModel:
 
     Raises:
         LrtError: there is no such width; or the model is no Llama, has biases, or its weights were processed.
+
+    Examples:
+        >>> import torch
+        >>> from lrt_tl import storyworld
+        >>> small = storyworld.load("small")
+        >>> twin = storyworld.widen(small, 96)
+        >>> twin.cfg.model_name, twin.cfg.d_model
+        ('storyworld-small-twin', 96)
+        >>> tokens = small.to_tokens("The capital of Norvia is")
+        >>> torch.allclose(small(tokens), twin(tokens), atol=1e-3)
+        True
     """
     own = getattr(model, "original_model", None)
     config: Any = getattr(own, "config", None)

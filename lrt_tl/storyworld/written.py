@@ -21,6 +21,15 @@ def written_behavior(
 
     Raises:
         LrtError: there is no such task, or an option cannot be: see `WrittenText`.
+
+    Examples:
+        >>> from lrt_tl import storyworld
+        >>> behavior = storyworld.written_behavior("mood", 4, max_new_tokens=20)
+        >>> behavior.prompts[3]
+        'Conrad: I was a big rabbit and lived in the village, and the snow fell all day. I felt'
+        >>> happy, sad = behavior.score.judge([behavior.prompts[3]] * 2, [" very cheerful.", " very sad."])
+        >>> happy > 0 > sad
+        True
     """
     judge = partial(posterior_log_odds, task)
     how = WrittenText(judge, max_new_tokens, temperature, n_samples, seed)
