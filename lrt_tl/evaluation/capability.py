@@ -259,7 +259,7 @@ def capability(
         >>> from lrt_tl import storyworld
         >>> large = storyworld.load("large")
         >>> vector = lrt.mean_difference(large, storyworld.contrast_pairs("refusal", 8), layer=5)
-        >>> found = lrt.capability(large, {"refusal": vector.add(8)}, storyworld.fact_questions(20))
+        >>> found = lrt.capability(large, {"refusal": vector.add(8.0)}, storyworld.fact_questions(20))
         >>> found.accuracy("plain").estimate, found.n_questions
         (1.0, 20)
         >>> found.change("refusal").estimate < -0.2  # so strong a steering costs right answers

@@ -36,7 +36,7 @@ class Curve:
         >>> import torch
         >>> import lrt_tl as lrt
         >>> scores = torch.tensor([[-2.0, -1.0], [-1.0, -0.5], [0.0, 0.0], [1.0, 0.5], [1.1, 0.6]])  # of two prompts
-        >>> for name, value in lrt.effect_curve(scores, (-2, -1, 0, 1, 2)).table().items():
+        >>> for name, value in lrt.effect_curve(scores, (-2.0, -1.0, 0.0, 1.0, 2.0)).table().items():
         ...     print(f"{name}: {value}")
         propensity (mean score without steering): +0.000
         slope: +0.6200
@@ -83,7 +83,7 @@ def effect_curve(scores: Float[Tensor, "coefficient prompt"], coefficients: Sequ
         >>> import torch
         >>> import lrt_tl as lrt
         >>> of_one_prompt = torch.tensor([[-1.0], [0.0], [1.0], [1.1]])
-        >>> curve = lrt.effect_curve(of_one_prompt, coefficients=(-1, 0, 1, 2))
+        >>> curve = lrt.effect_curve(of_one_prompt, coefficients=(-1.0, 0.0, 1.0, 2.0))
         >>> round(curve.slope, 3), round(curve.saturation, 3)
         (0.73, 0.99)
     """

@@ -88,7 +88,7 @@ def evaluate_transfer(
         >>> affine_map = lrt.fit_affine_map(source, target, documents, layers=("all", 3), exclude=tried_on)
         >>> vectors = [lrt.mean_difference(source, pairs, hook_name=site.hook_name) for site in affine_map.sources]
         >>> transferred, native = affine_map.transport(vectors), lrt.mean_difference(target, pairs, layer=3)
-        >>> result = lrt.evaluate_transfer(target, transferred, behavior, native=native, coefficients=(-1, 0, 1))
+        >>> result = lrt.evaluate_transfer(target, transferred, behavior, native=native, coefficients=(-1.0, 0.0, 1.0))
         >>> round(result.recovery.estimate, 1)  # of the effect of the target's own vector
         0.9
     """

@@ -103,7 +103,7 @@ def lm_eval_tasks(
         >>> import lrt_tl as lrt
         >>> from lrt_tl import storyworld
         >>> large = storyworld.load("large")
-        >>> steering = lrt.mean_difference(large, storyworld.contrast_pairs("refusal", 8), layer=5).add(4)
+        >>> steering = lrt.mean_difference(large, storyworld.contrast_pairs("refusal", 8), layer=5).add(4.0)
         >>> steering
         Steering(add × 4 on storyworld-large L5)
         >>> lrt.lm_eval_tasks(large, {"refusal": steering}, ["arc_easy"], limit=100)  # doctest: +SKIP

@@ -101,9 +101,9 @@ def steering_quality(concept: float, instruction: float, fluency: float) -> floa
 
     Examples:
         >>> import lrt_tl as lrt
-        >>> lrt.steering_quality(concept=2, instruction=1, fluency=2)
+        >>> lrt.steering_quality(concept=2.0, instruction=1.0, fluency=2.0)
         1.5
-        >>> lrt.steering_quality(concept=2, instruction=2, fluency=0)  # the concept, in no readable text
+        >>> lrt.steering_quality(concept=2.0, instruction=2.0, fluency=0.0)  # the concept, in no readable text
         0.0
     """
     ratings = (concept, instruction, fluency)
@@ -119,7 +119,7 @@ def harmonic_judge(concept: Judge, instruction: Judge, fluency: Judge) -> Judge:
         >>> import lrt_tl as lrt
         >>> def always(rating):
         ...     return lambda prompts, texts: [rating] * len(texts)
-        >>> judge = lrt.harmonic_judge(concept=always(2), instruction=always(1), fluency=always(2))
+        >>> judge = lrt.harmonic_judge(concept=always(2.0), instruction=always(1.0), fluency=always(2.0))
         >>> judge(["Tell me a story."], ["Once, there was a sea."])
         [1.5]
     """

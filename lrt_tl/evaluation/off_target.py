@@ -67,7 +67,7 @@ class OffTarget:
         >>> small, tasks = storyworld.load("small"), ("mood", "refusal")
         >>> vectors = {task: lrt.mean_difference(small, storyworld.contrast_pairs(task, 8), layer=2) for task in tasks}
         >>> behaviors = [storyworld.behavior(task, 8) for task in tasks]
-        >>> found = lrt.off_target(small, vectors, behaviors, coefficients=(-1, 0, 1))
+        >>> found = lrt.off_target(small, vectors, behaviors, coefficients=(-1.0, 0.0, 1.0))
         >>> found.native["refusal"]["refusal"].share  # its own slope is the unit
         1.0
         >>> abs(found.native["mood"]["refusal"].share) < 0.5
@@ -176,7 +176,7 @@ def off_target(
         >>> small, tasks = storyworld.load("small"), ("mood", "refusal")
         >>> vectors = {task: lrt.mean_difference(small, storyworld.contrast_pairs(task, 8), layer=2) for task in tasks}
         >>> behaviors = [storyworld.behavior(task, 8) for task in tasks]
-        >>> lrt.off_target(small, vectors, behaviors, coefficients=(-1, 0, 1))  # doctest: +ELLIPSIS
+        >>> lrt.off_target(small, vectors, behaviors, coefficients=(-1.0, 0.0, 1.0))  # doctest: +ELLIPSIS
         OffTarget(2 vectors × 2 behaviors; mean share of others: native 0.1...)
     """
     require_at_rest(target)

@@ -32,11 +32,11 @@ class TransferResult:
         >>> from lrt_tl import storyworld
         >>> small, behavior = storyworld.load("small"), storyworld.behavior("refusal", 8)
         >>> vector = lrt.mean_difference(small, storyworld.contrast_pairs("refusal", 8), layer=2)
-        >>> result = lrt.evaluate_transfer(small, vector, behavior, native=vector, coefficients=(-1, 0, 1), n_draws=19)
+        >>> result = lrt.evaluate_transfer(small, vector, behavior, native=vector, n_draws=19)
         >>> result
         TransferResult(refusal: recovery 1.00 [1.00, 1.00], 8 prompts)
         >>> tuple(result.native.shape), tuple(result.controls["random"].shape)
-        ((3, 8), (19, 3, 8))
+        ((5, 8), (19, 5, 8))
         >>> result.slope("native") > float(result.control_slopes("random").max())
         True
     """

@@ -31,7 +31,7 @@ def sample_texts(
         >>> from lrt_tl import storyworld
         >>> large = storyworld.load("large")
         >>> vector = lrt.mean_difference(large, storyworld.contrast_pairs("refusal", 16), layer=5)
-        >>> steering = {"plain": None, "refusing": vector.add(2), "obeying": vector.add(-2)}
+        >>> steering = {"plain": None, "refusing": vector.add(2.0), "obeying": vector.add(-2.0)}
         >>> (found,) = lrt.sample_texts(large, storyworld.neutral_prompts("refusal", 1), steering, max_new_tokens=8)
         >>> list(found)
         ['prompt', 'plain', 'refusing', 'obeying']

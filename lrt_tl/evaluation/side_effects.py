@@ -73,7 +73,8 @@ class SideEffects:
         >>> from lrt_tl import storyworld
         >>> small = storyworld.load("small")
         >>> vector = lrt.mean_difference(small, storyworld.contrast_pairs("refusal", 8), layer=2)
-        >>> found = lrt.side_effects(small, {"weak": vector.add(1), "strong": vector.add(4)}, storyworld.documents(8))
+        >>> steering = {"weak": vector.add(1.0), "strong": vector.add(4.0)}
+        >>> found = lrt.side_effects(small, steering, storyworld.documents(8))
         >>> list(found.effects)
         ['plain', 'weak', 'strong']
         >>> found.effects["plain"].kl < found.effects["weak"].kl < found.effects["strong"].kl
@@ -125,7 +126,7 @@ def side_effects(
         >>> from lrt_tl import storyworld
         >>> small = storyworld.load("small")
         >>> vector = lrt.mean_difference(small, storyworld.contrast_pairs("refusal", 8), layer=2)
-        >>> lrt.side_effects(small, {"refusal": vector.add(4)}, storyworld.documents(8))  # doctest: +ELLIPSIS
+        >>> lrt.side_effects(small, {"refusal": vector.add(4.0)}, storyworld.documents(8))  # doctest: +ELLIPSIS
         SideEffects(plain: KL 0; refusal: KL 0.01...)
     """
     require_at_rest(model)

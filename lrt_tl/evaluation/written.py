@@ -47,9 +47,9 @@ class WrittenText:
         >>> behavior = lrt.Behavior("short sentences", ("She", "The sky"), lrt.WrittenText(ends, max_new_tokens=8))
         >>> small = storyworld.load("small")
         >>> vector = lrt.mean_difference(small, storyworld.contrast_pairs("register", 8), layer=2)
-        >>> result = lrt.evaluate_transfer(small, vector, behavior, native=vector, coefficients=(-1, 0, 1), n_draws=1)
+        >>> result = lrt.evaluate_transfer(small, vector, behavior, native=vector, n_draws=1)
         >>> tuple(result.native.shape)  # coefficients and prompts
-        (3, 2)
+        (5, 2)
     """
 
     judge: Judge

@@ -30,8 +30,8 @@ class SavedRun:
         >>> import lrt_tl as lrt
         >>> from lrt_tl import storyworld
         >>> source, target, documents = storyworld.load("medium"), storyworld.load("small"), storyworld.documents(60)
-        >>> tasks = [(storyworld.contrast_pairs("refusal", 8), storyworld.behavior("refusal", 4))]
-        >>> options = {"n_draws": 19, "random_weights": False, "questions": storyworld.fact_questions(8)}
+        >>> tasks = [(storyworld.contrast_pairs("refusal", 8), storyworld.behavior("refusal", 2))]
+        >>> options = {"n_draws": 19, "random_weights": False, "questions": storyworld.fact_questions(4)}
         >>> run = lrt.transfer(source, target, documents, tasks, layers=(3, 2), **options)
         >>> with TemporaryDirectory() as folder:
         ...     saved = lrt.read_run(run.save(Path(folder) / "run"))
@@ -97,8 +97,8 @@ def read_run(folder: str | Path) -> SavedRun:
         >>> import lrt_tl as lrt
         >>> from lrt_tl import storyworld
         >>> source, target, documents = storyworld.load("medium"), storyworld.load("small"), storyworld.documents(60)
-        >>> tasks = [(storyworld.contrast_pairs("refusal", 8), storyworld.behavior("refusal", 4))]
-        >>> options = {"n_draws": 19, "random_weights": False, "questions": storyworld.fact_questions(8)}
+        >>> tasks = [(storyworld.contrast_pairs("refusal", 8), storyworld.behavior("refusal", 2))]
+        >>> options = {"n_draws": 19, "random_weights": False, "questions": storyworld.fact_questions(4)}
         >>> run = lrt.transfer(source, target, documents, tasks, layers=(3, 2), **options)
         >>> with TemporaryDirectory() as folder:
         ...     saved = lrt.read_run(run.save(Path(folder) / "run"))
