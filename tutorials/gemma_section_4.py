@@ -173,6 +173,8 @@ def run(
             raise SystemExit(f"{folder} was made with other arguments: choose another --out")
     if all(map(Path.exists, folders.values())):
         return list(folders.values())
+    for task in tasks.values():
+        task.behavior.scorer(AutoTokenizer.from_pretrained(models[0]))  # refuses answers that cannot be scored
     say_floor(models, tasks, texts, ends, given)
     neutral, fitted_on = texts[:N_NEUTRAL], texts[N_NEUTRAL:]
     tried_on = lrt.texts_of(*(part for task in tasks.values() for part in (task.pairs, task.behavior)))
@@ -228,7 +230,7 @@ def row_of(folder: Path) -> dict[str, Any]:
         "r_paper_20:20": PAPER.get(found["name"]),
         "r": r,
         "r_random": r_random,
-        "r_random_95_%": high,
+        "r_random_q95": high,
         "recovery": found["recovery"]["estimate"],
         "recovery_low": found["recovery"]["low"],
         "recovery_high": found["recovery"]["high"],
