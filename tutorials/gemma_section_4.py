@@ -160,17 +160,18 @@ def say_floor(
     )
 
 
+def arguments_of(given: argparse.Namespace) -> dict[str, Any]:
+    """What the figures depend on."""
+    said = {name: value if isinstance(value, (int, list)) else str(value) for name, value in vars(given).items()}
+    return {name: value for name, value in said.items() if name not in ("out", "device")}
+
+
 def run(
     kind: str, models: list[str], tasks: dict[str, Task], texts: list[str], given: argparse.Namespace
 ) -> list[Path]:
     """Fit the maps; then find, carry and try each task's vector whose folder is not there. Returns the folders."""
     (begin,), to = ends = tuple([int(layer) for layer in end.split(",")] for end in given.layers.split(":"))
     folders = {(name, layer): given.out / f"{begin}-{layer}" / name for layer in to for name in tasks}
-    arguments = {name: value if isinstance(value, (int, list)) else str(value) for name, value in vars(given).items()}
-    arguments = {name: value for name, value in arguments.items() if name not in ("out", "device")}
-    for folder in filter(Path.exists, folders.values()):
-        if lrt.read_run(folder).summary["arguments"] != arguments:
-            raise SystemExit(f"{folder} was made with other arguments: choose another --out")
     if all(map(Path.exists, folders.values())):
         return list(folders.values())
     for task in tasks.values():
@@ -214,7 +215,7 @@ def run(
             found = BehaviorTransfer(
                 (own[name],), carried[name], native, result, samples, 1.0, side_effects=cost, decision=decision
             )
-            lrt.TransferRun(maps[place], [found], arguments).save(folders[name, layer])
+            lrt.TransferRun(maps[place], [found], arguments_of(given)).save(folders[name, layer])
     return list(folders.values())
 
 
@@ -246,6 +247,11 @@ def row_of(folder: Path) -> dict[str, Any]:
 def main(argv: list[str] | None = None) -> None:
     """All tasks of both pairs of models, one pair in memory at a time."""
     given, folders = options(argv), []
+    record = given.out / "arguments.json"
+    if record.exists() and json.loads(record.read_text(encoding="utf-8")) != arguments_of(given):
+        raise SystemExit(f"{given.out} was made with other arguments ({record}): choose another --out")
+    given.out.mkdir(parents=True, exist_ok=True)
+    record.write_text(json.dumps(arguments_of(given), indent=2), encoding="utf-8")
     if given.tasks:
         tokenizer, tasks = AutoTokenizer.from_pretrained(given.models[0]), multiple_choice_tasks(given)
         texts = first_tokens(lrt.read_documents(given.documents), tokenizer, given.tokens)
