@@ -56,7 +56,7 @@ def test_the_example_runs(qualified: str, tmp_path: Path, monkeypatch: pytest.Mo
         f"the docstring of {qualified} has no example that runs and shows a result:\n\n{named(qualified).__doc__}"
     )
     monkeypatch.chdir(tmp_path)
-    for module in (lrt_tl.models.loading, lrt_tl.storyworld):
+    for module in (lrt_tl, lrt_tl.models.loading, lrt_tl.storyworld):
         monkeypatch.setattr(module, "load_model", _load_once)
     report = StringIO()
     outcome = doctest.DocTestRunner(verbose=False).run(example, out=report.write)
