@@ -21,6 +21,14 @@ SNIPPETS = {
     and (snippets := re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE))
 }
 
+COMMANDS = {
+    page.name: commands
+    for page in sorted((DOCS / "guides").glob("*.md"))
+    for blocks in [re.findall(r"```sh\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)]
+    for lines in ["".join(blocks).replace("\\\n", "").splitlines()]
+    if (commands := [line for line in lines if line.startswith("lrt-tl ")])
+}
+
 
 @pytest.fixture
 def workplace(
@@ -43,16 +51,12 @@ def test_the_snippets_of_a_page_run(workplace: Path, page: str) -> None:
         exec(compile(snippet, f"docs/{page}, snippet {number}", "exec"), names)
 
 
-def test_the_commands_of_the_guides_run(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("page", COMMANDS)
+def test_the_commands_of_a_guide_run(workplace: Path, monkeypatch: pytest.MonkeyPatch, page: str) -> None:
     texts = (workplace / "texts.jsonl").read_text(encoding="utf-8").splitlines()
     for number, part in enumerate((texts[:100], texts[100:]), start=1):
         (workplace / f"part-{number}.jsonl").write_text("\n".join(part), encoding="utf-8")
-    pages = [page.read_text(encoding="utf-8") for page in sorted((DOCS / "guides").glob("*.md"))]
-    blocks = [block for page in pages for block in re.findall(r"```sh\n(.*?)```", page, re.DOTALL)]
-    lines = [line for block in blocks for line in block.replace("\\\n", "").splitlines()]
-    commands = [line for line in lines if line.startswith("lrt-tl ")]
-    assert len(commands) == 11
-    for command in commands:
+    for command in COMMANDS[page]:
         monkeypatch.setattr(sys, "argv", shlex.split(command))
         with pytest.raises(SystemExit) as stopped:
             main()

@@ -24,8 +24,9 @@ def test_the_fifteen_lines(capsys: pytest.CaptureFixture[str]) -> None:
     with without_type_checks():
         exec(compile(example, "README.md", "exec"), {})
     steered, recovery = capsys.readouterr().out.split("\nAssistant: ")[1].splitlines()
-    assert steered.startswith("Stop, nobody should"), "a harmless request, refused"
-    assert float(recovery.split()[0]) > 0.8
+    assert f'"{steered}"' in README, "a harmless request, refused"
+    estimate, said = (float(text.split(" [")[0]) for text in (recovery, README.split("carried one has: ")[1][:20]))
+    assert estimate == pytest.approx(said, abs=0.02)
 
 
 def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -76,9 +76,9 @@ def _question(row: Any, where: str) -> Question:
 
 def _swapped(question: Question) -> Question | None:
     """The question with its two options in each other's place; None where it does not say what (A) and (B) are."""
-    letters = {question.matching.strip(), question.not_matching.strip()}
+    letters = {answer.strip(" ()") for answer in (question.matching, question.not_matching)}
     match = _OPTIONS.fullmatch(question.prompt)
-    if letters != {"(A)", "(B)"} or match is None:
+    if letters != {"A", "B"} or match is None:
         return None
     first, second = match["a"], match["b"]
     one, other = _core(first), _core(second)
@@ -89,8 +89,8 @@ def _swapped(question: Question) -> Question | None:
 
 
 def _core(option: str) -> str:
-    """The words of an option, of its first paragraph, without the space around them."""
-    return option.strip().split("\n\n")[0].split("\n")[0].strip()
+    """The words of an option, of its first line, without the space around them and an "Answer:" that follows them."""
+    return re.split(r"\n|\sAnswer:$", option.strip(), maxsplit=1)[0].strip()
 
 
 def _split(question: Question) -> tuple[str, str, str]:

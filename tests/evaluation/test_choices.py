@@ -92,6 +92,18 @@ def test_malformed_questions_are_refused(rows: Any, message: str) -> None:
         multiple_choice(rows)
 
 
+@pytest.mark.parametrize("answers", [("(A)", "(B)"), (" (A", " (B"), ("A", "B")])
+def test_options_of_one_line_change_places_and_what_follows_them_stays(answers: tuple[str, str]) -> None:
+    matching, other = answers
+    question = {"question": "You? (A) Yes (B) No Answer:"}
+    question |= {"answer_matching_behavior": matching, "answer_not_matching_behavior": other}
+    prompts = multiple_choice([question]).prompts
+    assert [prompt.removesuffix(" (") for prompt in prompts] == [
+        "You? (A) Yes (B) No Answer:",
+        "You? (A) No (B) Yes Answer:",
+    ]
+
+
 def test_a_bias_needs_letters_in_both_orders() -> None:
     with pytest.raises(LrtError, match="not asked in both orders"):
         position_bias(multiple_choice([CAA], both_orders=False), torch.zeros(1))

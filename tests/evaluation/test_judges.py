@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from lrt_tl import storyworld
 from lrt_tl.errors import LrtError
 from lrt_tl.evaluation.judges import harmonic_judge, steering_quality, text_classifier
 
@@ -28,6 +29,13 @@ def test_pairs_of_words_count() -> None:
     positive = [text.replace("§", "not good") for text in texts(40, "§ and bad is", 0)]
     negative = [text.replace("§", "good") for text in texts(40, "§ and not bad is", 0)]
     assert text_classifier(positive, negative).auc > 0.9, "the same words on both sides"
+
+
+def test_pairs_are_held_out_together() -> None:
+    """Apart, each would be judged by its twin, of the other label."""
+    pairs = storyworld.contrast_pairs("mood", 40)
+    judge = text_classifier([pair.positive for pair in pairs], [pair.negative for pair in pairs])
+    assert judge.auc > 0.9
 
 
 def test_the_scores_are_log_odds_of_the_classifier() -> None:
