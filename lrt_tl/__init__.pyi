@@ -97,6 +97,7 @@ from .identifiability.wider import widen_predictor as widen_predictor
 from .models.loading import load_model as load_model
 from .models.reinitialized import reinitialized as reinitialized
 from .runs.comparison import ComparisonRun as ComparisonRun
+from .runs.run import BehaviorTransfer as BehaviorTransfer
 from .runs.run import TransferRun as TransferRun
 from .runs.saved import SavedRun as SavedRun
 from .runs.saved import read_run as read_run

@@ -17,7 +17,7 @@ CLASSES = {
     for name in module.__all__
     if inspect.isclass(of := getattr(module, name)) and not issubclass(of, Exception)
 }
-SHORT = {"Carried", "ChoiceQuestion", "ContrastPair", "Equality", "Fact", "SampleTest", "Score"}
+SHORT = {"ChoiceQuestion", "ContrastPair", "Equality", "Fact", "SampleTest", "Score"}
 """Dataclasses of a few words or figures, whose own repr is a line."""
 NO_RESULT = {
     **dict.fromkeys(["AnswerTokens", "Continuations", "PromptAnswers", "WrittenText"], "how a behavior is scored"),

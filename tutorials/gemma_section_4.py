@@ -32,7 +32,6 @@ import torch
 from transformers import AutoConfig, AutoTokenizer
 
 import lrt_tl as lrt
-from lrt_tl.runs.run import BehaviorTransfer
 
 PAPER = {
     "corrigible-neutral-HHH": 0.807, "self-awareness-text-model": 0.810, "self-awareness-good-text-model": 0.833,
@@ -212,7 +211,7 @@ def run(
             cost = lrt.side_effects(target, steering, neutral)
             samples = lrt.sample_texts(target, task.behavior.prompts[:3], {"plain": None, **steering})
             decision = lrt.decide(result, affine_map=maps[place], side_effects=cost)
-            found = BehaviorTransfer(
+            found = lrt.BehaviorTransfer(
                 (own[name],), carried[name], native, result, samples, 1.0, side_effects=cost, decision=decision
             )
             lrt.TransferRun(maps[place], [found], arguments_of(given)).save(folders[name, layer])

@@ -177,7 +177,8 @@ def distances_of_logits(
 
 def shown_measure(name: str) -> str:
     """One of `MEASURES` for people."""
-    return _INITIALS.get(name, name.replace("_", " "))
+    bare = name.removeprefix("largest_possible_")
+    return name.replace(bare, _INITIALS.get(bare, bare)).replace("_", " ")
 
 
 def require_comparable(p: Predictor, q: Predictor) -> None:

@@ -145,7 +145,7 @@ def equality_of_bounds(
         >>> tokens, log_p = torch.tensor([[7, 3]] * 6), torch.tensor([[0.6, 0.399]] * 6).log()
         >>> found = lrt.distance_bounds(tokens, log_p, tokens, log_p)
         >>> print(lrt.equality_of_bounds(found, epsilon=0.01))
-        equal: mean largest possible js 0.000693, at most 0.000693, against ε = 0.01
+        equal: mean largest possible JS 0.000693, at most 0.000693, against ε = 0.01
     """
     finite = [name for name in BOUNDED if not name.endswith("kl")]
     if measure not in finite:

@@ -107,9 +107,10 @@ class Verdict:
                 f"depends on them. Of {len(found)} properties: {told or 'none was measured'}."
             )
         both = sum(each.holds_in == "both" for each in found)
+        counted = f" By their figures alone {both} of {len(found)} properties are in both." if found else ""
         return (
             f"{names} are not shown to be one distribution ({self.against[0]}), so that theory says nothing of what "
-            f"they share. By their figures alone {both} of {len(found)} properties are in both."
+            f"they share.{counted}"
         )
 
     def rows(self) -> list[dict[str, str]]:
@@ -191,8 +192,9 @@ class Verdict:
         return property_figure(self)
 
     def __repr__(self) -> str:
-        found = ", ".join(f"{name}: {each.answer}" for name, each in self.properties.items())
-        return f"Verdict({self.names[0]} and {self.names[1]}: {found})"
+        found = "".join(f"; {name}: {each.answer}" for name, each in self.properties.items())
+        one = "" if self.premise else "not shown to be "
+        return f"Verdict({self.names[0]} and {self.names[1]}: {one}one distribution{found})"
 
     def _repr_html_(self) -> str:
         aside = [*self.notes, *(f"{name} was not measured: {reason}" for name, reason in self.missing.items())]

@@ -48,6 +48,9 @@ class ModelIdentity:
     residual stream. The same for both classes, folded or not, centered or not; another for other weights. (What they
     *read* with changes when LayerNorm is folded, so that a change there alone goes unnoticed.)"""
 
+    def __repr__(self) -> str:
+        return f"ModelIdentity({self.name}, {self.n_layers} layers of width {self.d_model}, {self.dtype}, {self.basis})"
+
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
@@ -73,6 +76,9 @@ class Site:
 
     def __str__(self) -> str:
         return f"{self._place()} {self.features}".strip()
+
+    def __repr__(self) -> str:
+        return f"Site({self}, {self.d_model} dimensions)"
 
     def _place(self) -> str:
         name = "unknown model" if self.model is None else self.model.name

@@ -32,6 +32,15 @@ class BehaviorTransfer:
     """One behavior's vectors, in the source, carried over, and found in the target itself, and what they do.
 
     What was not measured is None. Each part that was has `to_json()`, `rows()` or `table()`, and perhaps `figure()`.
+
+    Examples:
+        >>> import lrt_tl as lrt
+        >>> from lrt_tl import storyworld
+        >>> model, behavior = storyworld.load("small"), storyworld.behavior("refusal", 8)
+        >>> vector = lrt.mean_difference(model, storyworld.contrast_pairs("refusal", 8), layer=2, position="last")
+        >>> result = lrt.evaluate_transfer(model, vector, behavior, native=vector, coefficients=(-0.5, 0.0, 0.5))
+        >>> lrt.BehaviorTransfer((vector,), vector, vector, result, [], 0.5)
+        BehaviorTransfer(refusal: recovery 1.00 [1.00, 1.00])
     """
 
     source_vectors: tuple[SteeringVector, ...]
@@ -48,6 +57,13 @@ class BehaviorTransfer:
     forecast: Forecast | None = None
     """Made before the target was steered."""
     decision: Decision | None = None
+
+    def __repr__(self) -> str:
+        verdict = "" if self.decision is None else f", {self.decision.verdict}"
+        return f"BehaviorTransfer({self.result.behavior}: recovery {self.result.recovery}{verdict})"
+
+    def _repr_html_(self) -> str:
+        return self.result._repr_html_()
 
     def evidence(self) -> dict[str, Any]:
         """The parts beside the result, by name."""
