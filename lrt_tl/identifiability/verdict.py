@@ -100,8 +100,7 @@ class Verdict:
         """The answer in words."""
         names, found = f"{self.names[0]} and {self.names[1]}", list(self.properties.values())
         if self.premise:
-            counts = {answer: sum(each.answer == answer for each in found) for answer in ANSWERS}
-            told = ", ".join(f"{count} {answer}" for answer, count in counts.items() if count)
+            told = ", ".join(f"{count} {answer}" for answer, count in self._counts().items())
             return (
                 f"{names} are one distribution, to ε = {self.equality.epsilon:g}, and linearly the same where it "
                 f"depends on them. Of {len(found)} properties: {told or 'none was measured'}."
@@ -192,9 +191,15 @@ class Verdict:
         return property_figure(self)
 
     def __repr__(self) -> str:
-        found = "".join(f"; {name}: {each.answer}" for name, each in self.properties.items())
         one = "" if self.premise else "not shown to be "
+        told = ", ".join(f"{count} {answer}" for answer, count in self._counts().items())
+        found = f"; of {len(self.properties)} properties {told}" if told else ""
         return f"Verdict({self.names[0]} and {self.names[1]}: {one}one distribution{found})"
+
+    def _counts(self) -> dict[str, int]:
+        """How many properties there are of each answer."""
+        answers = [each.answer for each in self.properties.values()]
+        return {answer: answers.count(answer) for answer in ANSWERS if answer in answers}
 
     def _repr_html_(self) -> str:
         aside = [*self.notes, *(f"{name} was not measured: {reason}" for name, reason in self.missing.items())]

@@ -99,7 +99,8 @@ def test_opposite_turns_of_contexts_and_tokens_fail() -> None:
 
 
 def test_how_a_verdict_shows(twins: Verdict) -> None:
-    assert repr(twins).startswith("Verdict(planted, widened to 14 and planted, widened to 10: one distribution; parallel: shared; ")
+    told = "one distribution; of 4 properties 2 shared, 1 model-specific, 1 neither"
+    assert repr(twins) == f"Verdict(planted, widened to 14 and planted, widened to 10: {told})"
     saved = json.loads(json.dumps(twins.to_json(), allow_nan=False))
     assert saved["properties"]["planted"]["verdict"] == "model-specific"
     assert saved["premise"] is True
