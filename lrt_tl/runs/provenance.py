@@ -26,9 +26,7 @@ def digest(texts: Iterable[str]) -> str:
     return f"sha256:{found.hexdigest()}"
 
 
-def call_of(
-    arguments: Mapping[str, Any], called: str = "lrt_tl.transfer(\n    source, target, documents, tasks"
-) -> str:
+def call_of(arguments: Mapping[str, Any], called: str = "transfer(\n    source, target, documents, tasks") -> str:
     """The command, or the call in Python, that does the run again."""
     if "command" in arguments:
         return str(arguments["command"])

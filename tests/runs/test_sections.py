@@ -115,6 +115,7 @@ def test_in_a_notebook_a_run_is_one_short_table() -> None:
 
 
 def test_a_call_in_python_is_spelled_out() -> None:
+    assert call_of({}).startswith("lrt_tl.transfer(")
     assert call_of({"layers": (1, 2), "seed": 3}).splitlines()[2:] == ["    layers=(1, 2),", "    seed=3,", ")"]
 
 
