@@ -98,6 +98,6 @@ def scales_of_equal_kl(
     if (now - wanted).abs()[worst] < _TOLERANCE:
         return at.exp()
     raise LrtError(
-        f"one of the vectors, number {worst} after the native one, was not brought to its KL of {float(wanted.exp()):.3g} "
-        f"nats: it has {float(now[worst].exp()):.3g} at {float(at[worst].exp()):.3g} times the length"
+        f"one of the vectors, number {worst} after the native one, was not brought to its KL of "
+        f"{float(wanted.exp()):.3g} nats: it has {float(now[worst].exp()):.3g} at {float(at[worst].exp()):.3g} times the length"
     )
