@@ -99,6 +99,6 @@ def scales_of_equal_kl(
         return at.exp()
     nats, there, length = (float(value.exp()) for value in (wanted, now[worst], at[worst]))
     raise LrtError(
-        f"one of the vectors, number {worst} after the native one, was not brought to its KL of {nats:.3g} nats: it has "
+        f"one of the vectors, number {worst} after the native one, was not brought to its KL, {nats:.3g} nats: it has "
         f"{there:.3g} at {length:.3g} times the length"
     )
