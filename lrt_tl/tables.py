@@ -33,10 +33,9 @@ def flattened(values: Mapping[str, Any]) -> dict[str, str]:
     """Values as they are shown, those within others after their name: `{"fit": {"auc": 0.75}}` is `fit auc`, 0.75."""
     flat: dict[str, str] = {}
     for name, value in values.items():
-        inner = value if isinstance(value, Mapping) else {"": value}
-        for key, figure in inner.items():
-            shown = f"{figure:.3g}" if isinstance(figure, float) else str(figure)
-            flat[f"{name} {key}".strip().replace("_", " ")] = shown
+        shown = f"{value:.3g}" if isinstance(value, float) else str(value)
+        inner = flattened(value) if isinstance(value, Mapping) else {"": shown}
+        flat |= {f"{name} {key}".strip().replace("_", " "): figure for key, figure in inner.items()}
     return flat
 
 
