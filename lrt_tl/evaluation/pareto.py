@@ -154,7 +154,7 @@ class Pareto:
             figure.add_hline(
                 y=self.cost_ratio.effect, line={"dash": "dot", "color": "#444"}, annotation_text="compared here"
             )
-        cost = "cost: KL to the plain model on neutral text (nats a token)"
+        cost = "cost: KL to the plain model on neutral text (nats a token, of the first 16)"
         return figure.update_layout(
             layout(
                 title=html.escape(self.behavior),
@@ -187,11 +187,13 @@ def pareto(
     """Measure KL on neutral text at every coefficient of a result, and set the effects against it.
 
     The cost ratio compares the two vectors at one effect, found between the coefficients of the grid on log–log axes;
-    below the smallest of them the effect is taken to grow with the coefficient and KL with its square.
+    below the smallest of them the effect is taken to grow with the coefficient and KL with its square. Its interval does
+    not include what the interpolation misses: give the grid three coefficients or more on the side that is compared.
 
     Args:
         result: of `evaluate_transfer`, with these vectors.
-        texts: a few dozen neutral ones, that no map was fitted on; their first 16 tokens are read.
+        texts: a few dozen neutral ones, that no map was fitted on; their first 16 tokens are read, so that this is
+            not the KL of `side_effects`, which reads more.
         coefficient: of the native vector, a positive one of the result's grid: the vectors are compared at the effect
             that it has there. By default at the largest effect that both reach, before they break down.
         n_random: how many of the result's random vectors to show.

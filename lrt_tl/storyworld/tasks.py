@@ -160,6 +160,8 @@ def neutral_prompts(task: str, n: int = 64, *, seed: int = 0) -> list[str]:
 def behavior(task: str, n: int = 64, *, seed: int = 0) -> Behavior:
     """The log-odds, after neutral prompts, of the next words that tell the positive value against the negative one.
 
+    The words are those that can follow one of the n prompts, so that scores of another n are of other words.
+
     Raises:
         LrtError: there is no such task.
 
