@@ -187,8 +187,8 @@ def pareto(
     """Measure KL on neutral text at every coefficient of a result, and set the effects against it.
 
     The cost ratio compares the two vectors at one effect, found between the coefficients of the grid on log–log axes;
-    below the smallest of them the effect is taken to grow with the coefficient and KL with its square. Its interval does
-    not include what the interpolation misses: give the grid three coefficients or more on the side that is compared.
+    below the smallest of them the effect is taken to grow with the coefficient and KL with its square. Its interval
+    leaves out what the interpolation misses: give the grid three coefficients or more on the side that is compared.
 
     Args:
         result: of `evaluate_transfer`, with these vectors.
