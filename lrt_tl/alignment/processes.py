@@ -37,7 +37,7 @@ def is_first() -> bool:
     return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
 
 
-def bar() -> dict[str, bool]:
+def bar() -> dict[str, Any]:
     """For tqdm: one process draws the bars, unless `TQDM_DISABLE` says that none does."""
     return {} if is_first() else {"disable": True}
 

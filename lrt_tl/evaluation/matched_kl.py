@@ -97,8 +97,8 @@ def scales_of_equal_kl(
     worst = int((now - wanted).abs().argmax())
     if (now - wanted).abs()[worst] < _TOLERANCE:
         return at.exp()
-    nats, there, length = (float(value.exp()) for value in (wanted, now[worst], at[worst]))
+    nats, reached, length = (float(value.exp()) for value in (wanted, now[worst], at[worst]))
     raise LrtError(
         f"one of the vectors, number {worst} after the native one, was not brought to its KL, {nats:.3g} nats: it has "
-        f"{there:.3g} at {length:.3g} times the length"
+        f"{reached:.3g} at {length:.3g} times the length"
     )
