@@ -17,7 +17,7 @@ from lrt_tl.alignment.moments import Centered, fit_pairs, pool
 from lrt_tl.alignment.processes import shared
 from lrt_tl.alignment.selection import Addition, Method, add_sources, choose, narrowed
 from lrt_tl.errors import LrtError
-from lrt_tl.models.identity import Site
+from lrt_tl.models.identity import Site, describe_sites
 from lrt_tl.text.batches import Layout
 from lrt_tl.text.documents import N_FOLDS, TEST, VALIDATION, Exclusion, read_documents
 from lrt_tl.text.positions import Positions
@@ -248,6 +248,7 @@ def prepare(
 def fit_moments(
     moments: HarvestedMoments,
     *,
+    sources: Sequence[Site] | None = None,
     target: Site | None = None,
     method: Method = "whitened",
     select_layers: bool = False,
@@ -256,11 +257,12 @@ def fit_moments(
     """The map from the sources of the moments to their target. Nothing is read or run.
 
     Args:
+        sources: some of `moments.sources`; by default all of them side by side.
         target: one of `moments.targets`, where there are several.
         select_layers: keep those sources that the map needs: see `selection.add_sources`.
 
     Raises:
-        LrtError: a split has too few positions, or it is not said which target is meant.
+        LrtError: a split has too few positions, it is not said which target is meant, or a site is not of the moments.
 
     Examples:
         >>> import lrt_tl as lrt
@@ -274,10 +276,13 @@ def fit_moments(
     if target is None and len(moments.targets) > 1:
         raise LrtError(f"these moments have {len(moments.targets)} targets: say which, as target=moments.targets[0]")
     target = moments.targets[0] if target is None else target
-    parts = moments.parts(moments.sources, target)
+    sources = moments.sources if sources is None else tuple(sources)
+    if not sources or target not in moments.targets or any(site not in moments.sources for site in sources):
+        held = f"{describe_sites(moments.sources)} and {describe_sites(moments.targets)}"
+        raise LrtError(f"the moments are of {held}, not of {describe_sites(sources)} and {target}")
     return solve(
-        parts,
-        moments.sources,
+        moments.parts(sources, target),
+        sources,
         target,
         moments.counts,
         method=method,

@@ -192,7 +192,7 @@ def _single_tokens(tokenizer: Any, answers: Sequence[str]) -> list[int]:
             pieces = tokenizer.convert_ids_to_tokens(row)
             raise LrtError(
                 f"the answer {answer!r} is {len(row)} tokens ({pieces}), not one: answers usually begin with a space, "
-                "and rare words cannot be used"
+                "and rare words cannot be used: score texts of several tokens with lrt.Continuations"
             )
         if row[0] == tokenizer.unk_token_id:
             raise LrtError(f"the answer {answer!r} is unknown to the tokenizer")

@@ -649,3 +649,16 @@ def test_an_autoencoders_features_are_mapped() -> None:
     assert actual.d_source == autoencoder.d_sae
     assert actual.source.features.startswith("encode ")
     assert actual.report.test_r2 > 0.2
+
+
+def test_a_map_from_some_of_the_sources_is_that_of_a_pass_over_them_alone(bridges: Any, texts: list[str]) -> None:
+    harvested = harvest_moments(*bridges, texts, layers=((0, 1, 2), (1, 2)))
+    some = fit_moments(harvested, sources=harvested.sources[1:2], target=harvested.targets[1], method="ridge")
+    alone = fit_ridge(*bridges, texts, layers=(1, 2))
+    torch.testing.assert_close(some.weight, alone.weight, rtol=1e-3, atol=1e-4)
+    assert (some.sources, some.target) == (alone.sources, alone.target)
+    for sources in ([], harvested.targets[:1]):
+        with pytest.raises(LrtError, match="the moments are of small L0"):
+            fit_moments(harvested, sources=sources, target=harvested.targets[1])
+    with pytest.raises(LrtError, match="the moments are of small L0"):
+        fit_moments(harvested, target=harvested.sources[0])
