@@ -7,7 +7,7 @@ so does evidence that is missing: nothing passes unseen.
 import html
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from jaxtyping import Float
@@ -38,6 +38,9 @@ MOST_ANTI_STEERABLE = 0.25
 """Share of the prompts that move the wrong way. Good transfers have up to 0.08."""
 MOST_COST = 2.0
 """KL on neutral text, over the native vector's. Good transfers cost up to 1.5."""
+MOST_KL = 0.5
+"""Nats a token on neutral text, above which a decision says beware, whatever the native vector costs. No rule: the
+verdict is about the transfer, and this is about strength and positions."""
 MOST_OF_MEAN = 0.5
 """Cosine with the target's mean activation, of either sign: a vector that is mostly that works like noise."""
 
@@ -52,6 +55,10 @@ class Criterion:
     must: bool
     asks: str
     """What has to be so, in plain words."""
+    fails: str
+    """What is so where it is not."""
+    measure: str
+    """What the figure is."""
     without: str
     """What gives the figure, where it is missing; empty for what need not be there."""
 
@@ -59,57 +66,79 @@ class Criterion:
 CRITERIA = (
     Criterion(
         "above random vectors", LEVEL, "at most", True,
-        "the carried vector does more than random vectors of its length (share of them and it that do as much)",
+        "the carried vector does more than random vectors of its length",
+        "too many random vectors of that length do as much",
+        "share of them and it that do",
         "random vectors beside the transfer: evaluate_transfer(n_draws=64)",
     ),
     Criterion(
         "above shuffled maps", LEVEL, "at most", True,
-        "it does more than vectors through maps of shuffled pairs (share of them and it that do as much)",
+        "it does more than vectors through maps of shuffled pairs",
+        "too many vectors through maps of shuffled pairs do as much",
+        "share of them and it that do",
         "the map: evaluate_transfer(affine_map=…)",
     ),
     Criterion(
         "recovery", LEAST_RECOVERY, "at least", True,
-        "it has the native vector's effect (share of it, lower end of the interval)",
+        "it has the native vector's effect",
+        "it is not shown to have the native vector's effect",
+        "share of it, lower end of the interval",
         "a recovery",
     ),
     Criterion(
         "beyond random weights", LEAST_BEYOND, "at least", True,
-        "it has the effect that a source with random weights does not carry (share of it, lower end of the interval)",
+        "it has the effect that a source with random weights does not carry",
+        "a source with random weights carries most of its effect",
+        "share of the rest that it has, lower end of the interval",
         "the same vector from a source with random weights: evaluate_transfer(baselines=…)",
     ),
     Criterion(
         "above unrelated vectors", LEAST_ABOVE_UNRELATED, "at least", True,
-        "it does more than other behaviors' vectors through the same map (than the strongest, in native slopes)",
+        "it does more than other behaviors' vectors through the same map",
+        "another behavior's vector through the same map does about as much",
+        "difference to the strongest, in native slopes",
         'other behaviors\' vectors through the same map: evaluate_transfer(controls={"unrelated": …})',
     ),
     Criterion(
         "effect in the source", 0.0, "above", False,
-        "the vector works in the source itself (slope there, lower 95 % bound)",
+        "the vector works in the source itself",
+        "the vector is not shown to work in the source itself",
+        "slope there, lower 95 % bound",
         "the source and its vector: evaluate_transfer(source=…)",
     ),
     Criterion(
         "anti-steerable prompts", MOST_ANTI_STEERABLE, "at most", False,
-        "few prompts move the wrong way (share of them)",
+        "few prompts move the wrong way",
+        "many prompts move the wrong way",
+        "share of them",
         "prompts",
     ),
     Criterion(
         "cost", MOST_COST, "at most", False,
-        "it disturbs neutral text about as much as the native vector does (KL over the native one's)",
+        "it disturbs neutral text about as much as the native vector does",
+        "it disturbs neutral text more than the native vector does",
+        "KL over the native one's",
         "what it costs: decide(pareto=…), or side_effects of native and transferred",
     ),
     Criterion(
         "mean activation", MOST_OF_MEAN, "at most", False,
-        "it is not mostly the target's mean activation (cosine with it)",
+        "it is not mostly the target's mean activation",
+        "it is mostly the target's mean activation",
+        "cosine with it, of either sign",
         "neutral text: evaluate_transfer(neutral=…)",
     ),
     Criterion(
         "text for the map", float(FEW_TOKENS_PER_DIMENSION), "at least", False,
-        "the map was fitted on text enough (tokens per source dimension)",
+        "the map was fitted on text enough",
+        "the map was fitted on little text",
+        "tokens per source dimension",
         "the map: decide(affine_map=…)",
     ),
     Criterion(
         "forecast", 0.0, "at most", False,
-        "the recovery is what was forecast (how far it lies outside of the forecast interval)",
+        "the recovery is what was forecast",
+        "the recovery is not what was forecast",
+        "how far it lies outside of the forecast interval",
         "",
     ),
 )  # fmt: skip
@@ -171,15 +200,16 @@ class Decision:
     behavior: str
     verdict: Verdict
     rules: tuple[Rule, ...]
+    beware: str = ""
+    """What is true of the native vector as well, and so no word about the transfer, and yet to be known before use."""
 
     @property
     def answer(self) -> str:
         """The verdict with its reasons, in one sentence."""
-        if self.verdict == "go":
-            return f"go: all {len(self.rules)} rules hold"
         decide_alone = [rule for rule in self.rules if rule.must and rule.passed is False]
-        reasons = decide_alone or [rule for rule in self.rules if not rule.passed]
-        return f"{self.verdict}: {'; '.join(rule.says for rule in reasons)}"
+        reasons = [rule.says for rule in decide_alone or self.rules if not rule.passed]
+        told = reasons or [f"all {len(self.rules)} rules hold"]
+        return f"{self.verdict}: {'; '.join([*told, *filter(None, [self.beware])])}"
 
     def rows(self) -> list[Mapping[str, str]]:
         """For a table, a row a rule."""
@@ -191,6 +221,7 @@ class Decision:
             "behavior": self.behavior,
             "verdict": self.verdict,
             "answer": self.answer,
+            "beware": self.beware,
             "rules": [dict(vars(rule)) for rule in self.rules],
         }
 
@@ -249,7 +280,8 @@ def decide(
         "beyond random weights": None if beyond is None else beyond.reason,
         "cost": None if pareto is None else pareto.cost_ratio.reason,
     }
-    return judge(result.behavior, figures, native=share, reason=result.recovery.reason, unknown=reasons)
+    decision = judge(result.behavior, figures, native=share, reason=result.recovery.reason, unknown=reasons)
+    return replace(decision, beware=_beware(side_effects))
 
 
 def judge(
@@ -310,6 +342,17 @@ def _cost(pareto: Pareto | None, side_effects: SideEffects | None) -> float | No
     return effects["transferred"].kl / effects["native"].kl
 
 
+def _beware(side_effects: SideEffects | None) -> str:
+    """Where the vector, as its cost was measured, leaves little of neutral text."""
+    effect = None if side_effects is None else side_effects.effects.get("transferred")
+    if effect is None or effect.kl <= MOST_KL:
+        return ""
+    return (
+        f"beware: as strong as its cost was measured, and at every token, it changes neutral text by {effect.kl:.1f} "
+        "nats a token: use less of it, or at fewer positions, and measure that"
+    )
+
+
 def _outside(estimate: float | None, low: float | None, high: float | None) -> float | None:
     """How far a recovery lies outside of an interval; 0 inside."""
     if estimate is None or low is None or high is None:
@@ -330,9 +373,10 @@ def lower_bound(some: Float[Tensor, "prompt"]) -> float | None:
 
 def _rule(criterion: Criterion, figure: float | None, why: str | None) -> Rule:
     if figure is None:
-        says = f"{criterion.asks}: not known; {why or f'give {criterion.without}'}"
+        says = f"not measured: whether {criterion.asks}; {why or f'give {criterion.without}'}"
         return Rule(criterion.name, None, criterion.threshold, None, criterion.must, says)
     holds = {"above": figure > criterion.threshold, "at least": figure >= criterion.threshold}
     passed = holds.get(criterion.bound, figure <= criterion.threshold)
-    says = f"{criterion.asks}: {figure:.3g}, {'' if passed else 'and not '}{criterion.bound} {criterion.threshold:g}"
+    asked = f"{'' if passed else 'should be '}{criterion.bound} {criterion.threshold:g}"
+    says = f"{criterion.asks if passed else criterion.fails} ({criterion.measure}: {figure:.3g}, {asked})"
     return Rule(criterion.name, figure, criterion.threshold, passed, criterion.must, says)
