@@ -264,7 +264,7 @@ def _arguments(
 ) -> dict[str, Any]:
     """All that decides the moments, in JSON."""
     texts = hashlib.sha256()
-    for document in tqdm(harvest.documents, desc="compare", unit=" documents", leave=False, **bar()):
+    for document in tqdm(harvest.documents, desc="compare", unit=" documents", **bar()):
         texts.update(hash_of(document.text).to_bytes(8, "big"))
     names = ("batch_size", "context_length", "layout", "prepend_bos", "sorted_together")
     configs = {"source": harvest.source.cfg, "target": harvest.target.cfg}

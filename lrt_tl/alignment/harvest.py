@@ -138,7 +138,7 @@ class Harvest:
             LrtError: there is none.
         """
         kept = self._kept(HarvestCounts())
-        documents = tqdm(kept, desc="read", unit=" documents", leave=False, **bar())
+        documents = tqdm(kept, desc="read", unit=" documents", **bar())
         sample = heapq.nsmallest(n, documents, key=lambda document: hash_of(document.text))
         if not sample:
             raise LrtError(f"{self.documents.name}: every document contains a contrast or behavior text")
@@ -165,7 +165,7 @@ class Harvest:
         counts.settings = {"documents": self.documents.name, **{name: getattr(self, name) for name in names}}
         if self.positions != "all":
             counts.settings["positions"] = positions_to_json(self.positions)
-        progress = tqdm(desc="harvest", unit=" positions", unit_scale=True, leave=False, **bar())
+        progress = tqdm(desc="harvest", unit=" positions", unit_scale=True, **bar())
         batches = self._batches(self._kept(counts), counts, layout=self.layout)
         for batch, (states, norms) in self._seen(islice(batches, rank + skip * size, None, size)):
             rows = batch.source.content.nonzero()[:, 0]

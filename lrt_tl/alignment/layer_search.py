@@ -350,7 +350,7 @@ def _null(
         return float(_all_pairs(moments, keys, relative_ridges, test=False)[0].max())
 
     generator = torch.Generator().manual_seed(seed)
-    draws = tqdm(range(n_nulls), desc="null", unit=" searches", leave=False, **bar())
+    draws = tqdm(range(n_nulls), desc="null", unit=" searches", **bar())
     nulls = tuple(best(shuffle_within(sample.rows, generator)) for _ in draws)
     return nulls, best(torch.arange(len(sample.rows)))
 

@@ -20,6 +20,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from lrt_tl.errors import LrtError
+from lrt_tl.progress import BAR
 
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
@@ -39,7 +40,7 @@ def is_first() -> bool:
 
 def bar() -> dict[str, Any]:
     """For tqdm: one process draws the bars, unless `TQDM_DISABLE` says that none does."""
-    return {} if is_first() else {"disable": True}
+    return BAR if is_first() else BAR | {"disable": True}
 
 
 def join_launched(device: str | None) -> tuple[str | None, bool]:

@@ -31,6 +31,7 @@ from lrt_tl.alignment.solvers import (
     whitened_path,
 )
 from lrt_tl.errors import LrtError
+from lrt_tl.progress import BAR
 
 Method = Literal[
     "ridge", "ridge_per_target", "least_squares", "reduced_rank", "procrustes", "whitened", "partial_least_squares"
@@ -258,7 +259,7 @@ def add_sources(
         The chosen sources, in order, and all steps.
     """
     steps: list[Addition] = []
-    progress = tqdm(desc="select layers", total=len(widths) * (len(widths) + 1) // 2, leave=False)
+    progress = tqdm(desc="select layers", total=len(widths) * (len(widths) + 1) // 2, **BAR)
     while len(steps) < len(widths):
         before = steps[-1].sources if steps else ()
         wider = [(*before, new) for new in range(len(widths)) if new not in before]

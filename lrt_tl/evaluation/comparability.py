@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 from lrt_tl.errors import LrtError
 from lrt_tl.models.identity import same_tokenizer
 from lrt_tl.models.protocol import HookedModel
+from lrt_tl.progress import BAR
 from lrt_tl.steering.handle import require_at_rest
 from lrt_tl.text.batches import TokenBatch, TokenRows, token_batches
 from lrt_tl.text.documents import TEST, read_documents, split_of
@@ -54,7 +55,7 @@ def comparability(source: HookedModel, target: HookedModel, batches: Sequence[To
     if not same_tokenizer(source.tokenizer, target.tokenizer):
         return Comparability(one_architecture, False, None, None)
     same, divergence, n = torch.zeros(3, dtype=torch.float64)
-    for batch in tqdm(batches, desc="compare", unit=" batches", leave=False):
+    for batch in tqdm(batches, desc="compare", unit=" batches", **BAR):
         of_source, of_target = next_token_logits(source, batch.source), next_token_logits(target, batch.target)
         shared = min(of_source.shape[1], of_target.shape[1])  # one family pads its embeddings to different sizes
         one, other = (logits[:, :shared].log_softmax(-1) for logits in (of_source, of_target.to(of_source)))

@@ -12,6 +12,7 @@ from lrt_tl.evaluation.behavior import Behavior, score_of
 from lrt_tl.evaluation.steered import MOST_LOGITS, deltas_at_once, steered_run
 from lrt_tl.evaluation.written import WrittenText, judged, written_texts
 from lrt_tl.models.protocol import HookedModel
+from lrt_tl.progress import BAR
 from lrt_tl.text.batches import pad, tokenize
 
 COEFFICIENTS = (-8.0, -4.0, 0.0, 4.0, 8.0)
@@ -53,7 +54,7 @@ def dose_response(
     measure, at_once = measured(model, hook_name, behavior, rows, batch_size)
     doses = [(arm, place) for place, value in enumerate(coefficients) for arm in range(len(directions) if value else 1)]
     scores = torch.empty(len(directions), len(coefficients), len(rows), dtype=torch.float64)
-    for start in tqdm(range(0, len(doses), at_once), desc=behavior.name, unit=" batches", leave=False):
+    for start in tqdm(range(0, len(doses), at_once), desc=behavior.name, unit=" batches", **BAR):
         some = doses[start : start + at_once]
         deltas = torch.stack([coefficients[place] * directions[arm] for arm, place in some])
         for (arm, place), found in zip(some, measure(deltas), strict=True):

@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 from lrt_tl.errors import LrtError
 from lrt_tl.evaluation.likelihood import log_likelihoods
 from lrt_tl.models.protocol import HookedModel
+from lrt_tl.progress import BAR
 from lrt_tl.steering.handle import require_at_rest
 from lrt_tl.steering.steering import Steering
 from lrt_tl.tables import html_columns
@@ -179,7 +180,7 @@ def _as_lm(model: HookedModel, batch_size: int, prepend_bos: bool) -> Any:
             return found
 
         def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
-            asked = tqdm(requests, desc="generate", unit=" texts", leave=False, disable=disable_tqdm)
+            asked = tqdm(requests, desc="generate", unit=" texts", **BAR, disable=disable_tqdm)
             return [_written(model, self.tok_encode(request.args[0]), **request.args[1]) for request in asked]
 
     return HookedLM()

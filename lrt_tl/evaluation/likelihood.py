@@ -10,6 +10,7 @@ from tqdm.auto import tqdm
 
 from lrt_tl.errors import LrtError
 from lrt_tl.models.protocol import HookedModel
+from lrt_tl.progress import BAR
 from lrt_tl.text.batches import pad, tokenize
 
 _MOST_LOGITS = 2**28
@@ -65,7 +66,7 @@ def log_likelihoods(model: HookedModel, pairs: Sequence[Pair], *, batch_size: in
         )
     batch_size = max(1, min(batch_size, _MOST_LOGITS // (longest * model.cfg.d_vocab)))
     found: list[tuple[float, bool]] = [(0.0, True)] * len(pairs)
-    for start in tqdm(range(0, len(rows), batch_size), desc="log-likelihood", unit=" batches", leave=False):
+    for start in tqdm(range(0, len(rows), batch_size), desc="log-likelihood", unit=" batches", **BAR):
         some = rows[start : start + batch_size]
         tokens, mask, _ = pad(model.tokenizer, [list(row) for row in some])
         logits = model(tokens.to(model.cfg.device), attention_mask=mask.to(model.cfg.device).long())

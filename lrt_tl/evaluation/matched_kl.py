@@ -11,6 +11,7 @@ from tqdm.auto import tqdm
 from lrt_tl.errors import LrtError
 from lrt_tl.evaluation.steered import deltas_at_once, steered_run
 from lrt_tl.models.protocol import HookedModel
+from lrt_tl.progress import BAR
 from lrt_tl.steering.calibration import neutral_batch
 
 _STEPS, _TOLERANCE, _ROWS = 16, 0.02, 128
@@ -81,7 +82,7 @@ def scales_of_equal_kl(
     now = log_kl(at, directions)
     wanted, power = now[0].clone(), torch.full_like(now, 2.0)
     low, high = torch.full_like(now, -math.inf), torch.full_like(now, math.inf)
-    for _ in tqdm(range(_STEPS), desc="match KL", unit=" passes", leave=False):
+    for _ in tqdm(range(_STEPS), desc="match KL", unit=" passes", **BAR):
         left = ((now - wanted).abs() >= _TOLERANCE).nonzero()[:, 0]
         if not len(left):
             break

@@ -16,6 +16,7 @@ from lrt_tl.errors import LrtError
 from lrt_tl.evaluation.intervals import Interval, percentiles, resamples
 from lrt_tl.evaluation.samples import sample_texts
 from lrt_tl.models.protocol import HookedModel
+from lrt_tl.progress import BAR
 from lrt_tl.steering.handle import require_at_rest
 from lrt_tl.steering.steering import Steering
 from lrt_tl.tables import html_columns
@@ -135,7 +136,7 @@ def side_effects(
     batches = _batches(model, texts, batch_size, prepend_bos)
     arms: dict[str, Steering | None] = {"plain": None, **steering}
     sums: dict[str, list[Tensor]] = {name: [] for name in arms}
-    for tokens, mask, content in tqdm(batches, desc="side effects", unit=" batches", leave=False):
+    for tokens, mask, content in tqdm(batches, desc="side effects", unit=" batches", **BAR):
         plain = _log_probabilities(model, None, tokens, mask)
         for name, each in arms.items():
             steered = plain if each is None else _log_probabilities(model, each, tokens, mask)

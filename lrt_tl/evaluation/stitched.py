@@ -15,6 +15,7 @@ from lrt_tl.errors import LrtError
 from lrt_tl.models.attach import attached
 from lrt_tl.models.capture import capture
 from lrt_tl.models.protocol import HookedModel
+from lrt_tl.progress import BAR
 from lrt_tl.steering.handle import require_at_rest
 from lrt_tl.text.batches import TokenBatch, TokenRows
 
@@ -65,7 +66,7 @@ def mapped_states(
     """
     for model in (source, target):
         require_at_rest(model)
-    progress = tqdm(batches, desc="map", unit=" batches", leave=False)
+    progress = tqdm(batches, desc="map", unit=" batches", **BAR)
     found = [_mapped(source, target, affine_map, batch) for batch in progress]
     if not any(len(each.own) for each in found):
         raise LrtError(f"every position of the test documents is a sink, {SINK_RATIO:g} times as long as the median")
@@ -88,7 +89,7 @@ def stitched_loss(target: HookedModel, hook_name: str, states: Sequence[MappedSt
         lambda each: each.mapped,
         lambda each: mean.expand_as(each.own),
     ]
-    progress = tqdm(states, desc="stitch", unit=" batches", leave=False)
+    progress = tqdm(states, desc="stitch", unit=" batches", **BAR)
     losses = torch.cat(
         [torch.stack([_losses(target, hook_name, each, way(each)) for way in ways]) for each in progress], 1
     )

@@ -17,6 +17,7 @@ from lrt_tl.evaluation.steered import adding, deltas_at_once
 from lrt_tl.models.attach import attached
 from lrt_tl.models.decoding import next_logits
 from lrt_tl.models.protocol import HookedModel
+from lrt_tl.progress import BAR
 from lrt_tl.text.documents import hash_of
 
 Judge = Callable[[Sequence[str], Sequence[str]], Sequence[float]]
@@ -94,7 +95,7 @@ def written_texts(
         at_once = deltas_at_once(model, torch.zeros(1, length, dtype=torch.long), batch_size)
         batches += [of_length[start : start + at_once] for start in range(0, len(of_length), at_once)]
     texts = [[[""] * how.n_samples for _ in rows] for _ in deltas]
-    for batch in tqdm(batches, desc="write", unit=" batches", leave=False):
+    for batch in tqdm(batches, desc="write", unit=" batches", **BAR):
         tokens = torch.tensor([rows[prompt] for _, prompt, _ in batch])
         added = deltas[[delta for delta, _, _ in batch]]
         choose = _choice(how, [(prompts[prompt], sample) for _, prompt, sample in batch])

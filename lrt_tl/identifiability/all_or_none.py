@@ -20,6 +20,7 @@ from lrt_tl.identifiability.properties.scores import Property, PropertyScores
 from lrt_tl.identifiability.properties.steering import steering_mismatch
 from lrt_tl.identifiability.subspaces import Subspaces
 from lrt_tl.identifiability.verdict import PropertyVerdict, Verdict
+from lrt_tl.progress import BAR
 
 EPSILON = 0.01
 """The mean KL divergence, in nats, under which two distributions count as equal unless another is given."""
@@ -114,7 +115,7 @@ def _measured(
     """Every property's scores in both, and what could not be measured, with the reason."""
     measured: dict[str, tuple[PropertyScores, PropertyScores]] = {}
     missing: dict[str, str] = {}
-    for name, of in tqdm(properties.items(), desc="properties", leave=False):
+    for name, of in tqdm(properties.items(), desc="properties", **BAR):
         try:
             measured[name] = of(predictors[0], found[0]), of(predictors[1], found[1])
         except LrtError as error:

@@ -11,6 +11,7 @@ from tqdm.auto import tqdm
 
 from lrt_tl.errors import LrtError
 from lrt_tl.identifiability.predictor import Predictor
+from lrt_tl.progress import BAR
 from lrt_tl.tables import html_table
 
 _PRODUCTS_AT_ONCE, _LOGITS_AT_ONCE = 2**24, 2**19
@@ -119,7 +120,7 @@ def distances(p: Predictor, q: Predictor) -> Distances:
     n_contexts, n_tokens = len(p.f), len(p.g)
     at_once, rows = (max(1, size // n_tokens) for size in (_PRODUCTS_AT_ONCE, _LOGITS_AT_ONCE))
     measures = torch.empty(len(MEASURES), n_contexts, dtype=torch.float64)
-    with tqdm(total=n_contexts, desc="distances", unit=" contexts", leave=False) as progress:
+    with tqdm(total=n_contexts, desc="distances", unit=" contexts", **BAR) as progress:
         for start in range(0, n_contexts, at_once):
             products = [each.f[start : start + at_once] @ each.g.T for each in (p, q)]
             for first in range(0, len(products[0]), rows):

@@ -13,6 +13,7 @@ from lrt_tl.identifiability.predictor import READS, Predictor, check_reproduces,
 from lrt_tl.models.capture import capture
 from lrt_tl.models.identity import same_tokenizer, special_tokens
 from lrt_tl.models.protocol import HookedModel
+from lrt_tl.progress import BAR
 from lrt_tl.steering.handle import require_at_rest
 from lrt_tl.text.batches import TokenBatch, TokenRows, token_batches
 from lrt_tl.text.documents import read_documents
@@ -151,7 +152,7 @@ def _read(
 def _until(batches: Iterator[TokenBatch], n_contexts: int) -> Iterator[TokenBatch]:
     """The first batches, until they hold that many contexts."""
     read = 0
-    with tqdm(total=n_contexts, desc="contexts", unit=" contexts", leave=False) as progress:
+    with tqdm(total=n_contexts, desc="contexts", unit=" contexts", **BAR) as progress:
         for batch in batches:
             yield batch
             found = min(int(batch.source.content.sum()), n_contexts - read)

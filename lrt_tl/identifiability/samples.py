@@ -15,6 +15,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from lrt_tl.errors import LrtError
+from lrt_tl.progress import BAR
 from lrt_tl.tables import flattened, html_table
 
 _TIE = 1e-9
@@ -98,7 +99,7 @@ def compare_samples(
     n_prompts, n_p, n_q = len(p), p.shape[1], q.shape[1]
     generator = torch.Generator().manual_seed(seed)
     total = torch.zeros(1 + n_permutations, dtype=torch.float64)
-    for ours, theirs in tqdm(zip(p, q, strict=True), total=n_prompts, desc="prompts", leave=False):
+    for ours, theirs in tqdm(zip(p, q, strict=True), total=n_prompts, desc="prompts", **BAR):
         samples = torch.cat([ours, theirs])
         kernel = (samples[:, None] == samples[None]).double().mean(2)
         order = torch.rand(n_permutations, n_p + n_q, generator=generator).argsort(1)

@@ -10,6 +10,7 @@ from tqdm.auto import tqdm
 
 from lrt_tl.errors import LrtError
 from lrt_tl.models.protocol import HookedModel
+from lrt_tl.progress import BAR
 from lrt_tl.steering.handle import require_at_rest
 from lrt_tl.steering.steering import Steering
 from lrt_tl.steering.vector import SteeringVector
@@ -72,7 +73,7 @@ def calibrate_coefficient(
         bar.update()
         return found
 
-    with tqdm(desc="calibrate", unit=" passes", leave=False) as bar:
+    with tqdm(desc="calibrate", unit=" passes", **BAR) as bar:
         low, high = _bracket(kl_at, kl)
         return _bisect(kl_at, kl, low, high)
 

@@ -13,6 +13,7 @@ from lrt_tl.errors import LrtError
 from lrt_tl.models.call import call_from_mask
 from lrt_tl.models.capture import capture
 from lrt_tl.models.protocol import HookedModel
+from lrt_tl.progress import BAR
 from lrt_tl.steering.handle import require_at_rest
 from lrt_tl.text.batches import pad, tokenize
 from lrt_tl.text.reading import TextPosition, check_text_position, reading_weights
@@ -81,7 +82,7 @@ def text_states(
     states = {name: torch.empty(len(place), model.cfg.d_model) for name in hook_names}
     norms: dict[str, list[Tensor]] = {name: [] for name in states}
     order = sorted(reads, key=lambda text: len(rows[text]))
-    for start in tqdm(range(0, len(order), batch_size), desc="extract", unit=" batches", leave=False):
+    for start in tqdm(range(0, len(order), batch_size), desc="extract", unit=" batches", **BAR):
         batch = order[start : start + batch_size]
         chosen = [read for text in batch for read in reads[text]]
         places = [place[read] for read in chosen]

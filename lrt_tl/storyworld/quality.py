@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
+from lrt_tl.progress import BAR
 from lrt_tl.storyworld.grammar import WORD, storyworld
 from lrt_tl.storyworld.language import draw, samples
 from lrt_tl.storyworld.parse import is_grammatical, log_probabilities
@@ -93,7 +94,7 @@ LATENTS = ("language", "mood", "tense", "narrator", "register", "weather", "hero
 def token_losses(model: Any, tokenizer: Any, texts: Sequence[str]) -> list[list[float]]:
     """−log p, in nats, of each token of each text and of its end."""
     found = []
-    for start in tqdm(range(0, len(texts), _BATCH), desc="loss", leave=False):
+    for start in tqdm(range(0, len(texts), _BATCH), desc="loss", **BAR):
         rows = [tokenizer(text)["input_ids"] + [tokenizer.eos_token_id] for text in texts[start : start + _BATCH]]
         width = max(map(len, rows))
         tokens = torch.tensor([row + [tokenizer.pad_token_id] * (width - len(row)) for row in rows])
@@ -158,7 +159,7 @@ def generate(
     """Continuations, up to the end of the document; the most likely one at temperature 0."""
     torch.manual_seed(seed)
     found = []
-    for start in tqdm(range(0, len(prompts), _BATCH), desc="generate", leave=False):
+    for start in tqdm(range(0, len(prompts), _BATCH), desc="generate", **BAR):
         given = tokenizer(list(prompts[start : start + _BATCH]), return_tensors="pt", padding=True)
         sampling = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {"do_sample": False}
         out = model.generate(

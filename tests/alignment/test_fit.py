@@ -20,6 +20,7 @@ from lrt_tl.alignment.processes import bar
 from lrt_tl.errors import LrtError
 from lrt_tl.models.identity import identify
 from lrt_tl.models.loading import load_model
+from lrt_tl.progress import BAR
 from lrt_tl.text.batches import pad
 from lrt_tl.text.documents import split_of
 from tests.alignment import reference
@@ -268,15 +269,19 @@ def test_hook_names_instead_of_layers(
 
 
 def test_nothing_is_printed_and_progress_leaves_nothing_behind(
-    bridges: Any, texts: list[str], capsys: pytest.CaptureFixture[str]
+    bridges: Any, texts: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The map is returned, for a notebook to show once."""
+    """The map is returned, for a notebook to show once; what takes less than a second shows no progress."""
+    fit_ridge(*bridges, texts[:150], layers=LAYERS)
+    assert "disable" not in bar(), "or TQDM_DISABLE would not be heard"
+    monkeypatch.setitem(BAR, "delay", 0)
+    monkeypatch.setitem(BAR, "mininterval", 0)
+    assert capsys.readouterr().out == ""
     fit_ridge(*bridges, texts, layers=LAYERS)
     shown = capsys.readouterr()
     assert shown.out == ""
     assert "positions" in shown.err
     assert shown.err.rsplit("\r", 2)[-2].strip() == ""
-    assert bar() == {}, "or TQDM_DISABLE would not be heard"
 
 
 REFUSED: list[tuple[str, dict[str, Any]]] = [
