@@ -19,6 +19,8 @@ class Answer:
     """Such as go, caution or no-go; empty where nothing was decided."""
     what: str = ""
     """Of what the number is."""
+    each: Sequence[Row] = ()
+    """Of several answers a short row each."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,8 @@ class Section:
     title: str
     blocks: Sequence[Block]
     note: str = ""
+    folded: bool = False
+    """Whether it is shown only once it is opened, or printed."""
 
 
 @dataclass(frozen=True)

@@ -56,15 +56,15 @@ def _kind(block: Block) -> str:
     return type(block).__name__
 
 
-def _marked(texts: Texts) -> list[list[Any]]:
-    """The cells of the table, in which what differs from the column compared with is marked."""
+def _marked(texts: Texts) -> list[dict[str, Any]]:
+    """The rows of the table, in which what differs from the column compared with is marked."""
     marked = []
     for row in texts.rows:
-        cells, against = [], None
+        cells, against = {}, None
         for name, text in row.items():
             text = shown(text)
             runs = [(text, False)] if against is None else changed_words(text, against)
-            cells.append(_markup("").join(_markup("<mark>%s</mark>" if new else "%s") % run for run, new in runs))
+            cells[name] = _markup("").join(_markup("<mark>%s</mark>" if new else "%s") % run for run, new in runs)
             against = text if name == texts.against else against
         marked.append(cells)
     return marked

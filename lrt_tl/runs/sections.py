@@ -1,13 +1,14 @@
 """The sections of a run's report. What was not measured is left out, and named in the section on what is missing."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from lrt_tl.evaluation.figures import effect_figure, recovery_figure
 from lrt_tl.evaluation.published import published_agreement
 from lrt_tl.evaluation.recovery import Recovery, rank
 from lrt_tl.models.identity import describe_sites
-from lrt_tl.report.page import Block, Code, Figure, Note, Page, Section, Table, Texts
+from lrt_tl.report.page import Answer, Block, Code, Figure, Note, Page, Row, Section, Table, Texts
 from lrt_tl.report.style import NULLS
 from lrt_tl.report.text import shown_name
 from lrt_tl.runs.premise import premise_sections
@@ -15,26 +16,43 @@ from lrt_tl.runs.provenance import call_of, model_rows, models_of, versions
 from lrt_tl.runs.run import TransferRun
 from lrt_tl.tables import flattened
 
+_RULE = ("rule", "passed", "says", "figure", "threshold", "kind")
+"""The columns of a decision, what is read first first."""
+
 
 def page_of(run: TransferRun) -> Page:
     """The whole report of a run."""
     title = f"From {describe_sites(run.affine_map.sources)} to {run.affine_map.target}"
     found = [
-        _effects(run),
         _recovery(run),
+        _decisions(run),
+        _costs_at_equal_effect(run),
+        _texts(run),
+        _effects(run),
         _agreement(run),
-        _costs(run),
-        Section("What else moves", list(_shown(run.off_target)), "Steered for one behavior, measured on another."),
+        _costs_at_equal_length(run),
+        _off_target(run),
         _layers(run),
         _map(run),
-        _texts(run),
         _premise(run),
         _forecasts(run),
-        _decisions(run),
         _left_out(run),
         _reproduction(run),
     ]
-    return Page(title, run.answer(), [section for section in found if section.blocks])
+    return Page(title, _answer(run), [section for section in found if section.blocks])
+
+
+def _answer(run: TransferRun) -> Answer:
+    """The run's, with the reason of the verdict; of several behaviors with a row each in place of the number."""
+    answer, decided = run.answer(), [each.decision for each in run.behaviors]
+    verdicts = ["" if decision is None else decision.answer for decision in decided]
+    if len(run.behaviors) == 1:
+        return replace(answer, verdict=verdicts[0])
+    rows = []
+    for each, verdict in zip(run.behaviors, verdicts, strict=True):
+        row = {"behavior": shown_name(each.result.behavior), "recovery": str(each.result.recovery)}
+        rows.append(row | {"verdict": verdict} if any(verdicts) else row)
+    return replace(answer, number=None, interval=None, verdict="", each=rows)
 
 
 def recovery_rows(run: TransferRun) -> list[dict[str, str]]:
@@ -46,6 +64,7 @@ def recovery_rows(run: TransferRun) -> list[dict[str, str]]:
         row = {
             "behavior": shown_name(result.behavior),
             "recovery": str(result.recovery),
+            **result.prompted.table(),
             "at matched KL": str(result.recovery_matched_kl),
             "own vector's slope": f"{result.slope('native'):+.3f}",
             "transferred": f"{result.slope('transferred'):+.3f}",
@@ -63,7 +82,7 @@ def _effects(run: TransferRun) -> Section:
         "The vectors all have the native vector's length. A null is a vector that should do nothing in particular: the "
         "transferred vector is worth something only where it stands out from them."
     )
-    return Section("What the vectors do", blocks, note)
+    return Section("What the vectors do", blocks, note, folded=True)
 
 
 def _recovery(run: TransferRun) -> Section:
@@ -90,17 +109,29 @@ def _agreement(run: TransferRun) -> Section:
         "The published measures compare one model with itself on the same prompts, so that r is high whatever was "
         "transferred: it has to beat the r of random vectors."
     )
-    return Section("Agreement of scores, as published", blocks, note)
+    return Section("Agreement of scores, as published", blocks, note, folded=True)
 
 
-def _costs(run: TransferRun) -> Section:
+def _costs_at_equal_effect(run: TransferRun) -> Section:
+    blocks = [Note(each.pareto.sentence()) for each in run.behaviors if each.pareto is not None]
+    return Section("What it costs at equal effect", blocks, "The decision goes by this ratio.")
+
+
+def _costs_at_equal_length(run: TransferRun) -> Section:
     blocks: list[Block] = []
     for each in run.behaviors:
-        if each.pareto is not None:
-            blocks.append(Note(each.pareto.sentence()))
         for part in (each.side_effects, each.pareto, each.capability):
             blocks += _shown(part, each.result.behavior)
-    return Section("What it costs", blocks, "Does the transferred vector cost more than the target's own?")
+    note = (
+        "Both vectors have the native vector's length, at each coefficient. One that has more effect also costs more, "
+        "so that these ratios are not those at equal effect."
+    )
+    return Section("What it costs at equal length", blocks, note, folded=True)
+
+
+def _off_target(run: TransferRun) -> Section:
+    note = "Steered for one behavior, measured on another."
+    return Section("What else moves", list(_shown(run.off_target)), note, folded=True)
 
 
 def _layers(run: TransferRun) -> Section:
@@ -111,7 +142,7 @@ def _layers(run: TransferRun) -> Section:
     if run.search is not None:
         warning = "The best of many pairs looks related even where none is: it has to beat the search of shuffled text."
         blocks += [Note(warning), Figure(run.search.figure()), Table(run.search.summary())]
-    return Section("Which layers", blocks)
+    return Section("Which layers", blocks, folded=True)
 
 
 def _map(run: TransferRun) -> Section:
@@ -119,20 +150,29 @@ def _map(run: TransferRun) -> Section:
     for each in run.behaviors:
         blocks.append(Table(each.transferred.summary(), f"The vector carried over: {each.result.behavior}"))
     note = "R² says how well the target's states are predicted, not how well a behavior transfers."
-    return Section("The map", blocks, note)
+    return Section("The map", blocks, note, folded=True)
 
 
 def _texts(run: TransferRun) -> Section:
     blocks = [
-        Texts(each.samples, caption=f"{each.result.behavior}, coefficient {each.sample_coefficient:g}")
+        Texts(_grouped(each.samples), caption=f"{each.result.behavior}, coefficient {each.sample_coefficient:g}")
         for each in run.behaviors
         if each.samples
     ]
     note = (
         "Coefficients in lengths of the native vector; one seed for all, sampled at temperature 0.8. Words that differ "
-        "from the plain text are marked."
+        "from the plain text are marked. Prompts with the same texts share a row."
     )
     return Section("Texts, plain and steered", blocks, note)
+
+
+def _grouped(samples: Sequence[Row]) -> list[Row]:
+    """The prompts after which the same was written in one row, a line each."""
+    prompts: dict[tuple[tuple[str, str], ...], list[str]] = {}
+    for row in samples:
+        written = tuple((name, text) for name, text in row.items() if name != "prompt")
+        prompts.setdefault(written, []).append(row["prompt"])
+    return [{"prompt": "\n".join(dict.fromkeys(of)), **dict(written)} for written, of in prompts.items()]
 
 
 def _premise(run: TransferRun) -> Section:
@@ -142,7 +182,7 @@ def _premise(run: TransferRun) -> Section:
     blocks: list[Block] = [Note(run.comparison.sentence())]
     for section in premise_sections(run.comparison):
         blocks += [*section.blocks, *([Note(section.note)] if section.note else [])]
-    return Section("What the two models share", blocks)
+    return Section("What the two models share", blocks, folded=True)
 
 
 def _forecasts(run: TransferRun) -> Section:
@@ -155,14 +195,15 @@ def _forecasts(run: TransferRun) -> Section:
     for result, forecast in made:
         blocks += [Note(f"{result.behavior}: {forecast}"), *_shown(forecast, result.behavior)]
     blocks.append(Note(made[0][1].in_the_middle()))
-    return Section("Forecast and outcome", blocks, "The forecast was made before the target was steered.")
+    return Section("Forecast and outcome", blocks, "The forecast was made before the target was steered.", folded=True)
 
 
 def _decisions(run: TransferRun) -> Section:
     blocks: list[Block] = []
     for each in run.behaviors:
         if each.decision is not None:
-            blocks += [*_shown(each.decision, each.result.behavior), Note(each.decision.answer)]
+            rows = [{name: rule[name] for name in _RULE} for rule in each.decision.rows()]
+            blocks += [Table(rows, f"{each.result.behavior}: {each.decision.verdict}"), Note(each.decision.answer)]
     return Section("Decision", blocks)
 
 
@@ -188,7 +229,7 @@ def _reproduction(run: TransferRun) -> Section:
         Table(run.digests(), "Data"),
         Table(flattened(run.affine_map.report.harvest.get("settings", {})), "How the text was read"),
     ]
-    return Section("How to reproduce this", blocks)
+    return Section("How to reproduce this", blocks, folded=True)
 
 
 def _shown(part: Any, caption: str = "") -> Iterator[Block]:

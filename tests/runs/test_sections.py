@@ -58,10 +58,10 @@ def test_a_bare_run_has_the_sections_that_it_can_fill_and_names_the_rest() -> No
     result = replace(a_result(), missing={"shuffled_map": "there is no map"})
     found = sections_of(page_of(a_run([result])))
     assert list(found) == [
-        "What the vectors do",
         "Recovery",
-        "The map",
         "Texts, plain and steered",
+        "What the vectors do",
+        "The map",
         "What was left out",
         "How to reproduce this",
     ]
@@ -73,20 +73,45 @@ def test_a_bare_run_has_the_sections_that_it_can_fill_and_names_the_rest() -> No
 def test_every_part_of_the_evidence_has_its_place() -> None:
     page = page_of(whole())
     found = sections_of(page)
-    assert page.answer.verdict == "mood: caution"
-    assert tables(found["What it costs"]) == [PARETO.rows(), EVIDENCE["capability"].rows()]
-    assert [block for block in found["What it costs"].blocks if isinstance(block, Note)] == [Note(PARETO.sentence())]
+    assert page.answer.verdict == DECISION.answer
+    assert found["What it costs at equal effect"].blocks == [Note(PARETO.sentence())]
+    assert tables(found["What it costs at equal length"]) == [PARETO.rows(), EVIDENCE["capability"].rows()]
     assert tables(found["What else moves"]) == [SPILL.rows()]
     assert [block for block in found["Decision"].blocks if isinstance(block, Note)] == [Note(DECISION.answer)]
     assert tables(found["Decision"]) == [DECISION.rows()]
-    figures = [block.figure for block in found["What it costs"].blocks if isinstance(block, Figure)]
+    figures = [block.figure for block in found["What it costs at equal length"].blocks if isinstance(block, Figure)]
     assert len(figures) == 2
     forecast, *_ = found["Forecast and outcome"].blocks
     assert isinstance(forecast, Figure)
     assert [list(trace.x) for trace in forecast.figure.data] == [[0.7], [0.5]]
     assert tables(found["Which layers"]) == [SEARCH.summary()]
     assert found["What was left out"].title in found
-    assert list(found).index("Decision") < list(found).index("What was left out")
+    assert list(found)[:2] == ["Recovery", "Decision"]
+    assert [title for title, section in found.items() if not section.folded] == [
+        "Recovery",
+        "Decision",
+        "What it costs at equal effect",
+        "Texts, plain and steered",
+        "What was left out",
+    ]
+
+
+def test_several_behaviors_have_a_row_each_in_the_answer() -> None:
+    results = [a_result("a"), a_result("b", Recovery(None, None, None, "why"))]
+    answer = page_of(a_run(results)).answer
+    assert (answer.number, answer.interval, answer.verdict) == (None, None, "")
+    rows = [{"behavior": "a", "recovery": "0.50 [0.40, 0.60]"}, {"behavior": "b", "recovery": "none: why"}]
+    assert answer.each == rows
+    decided = page_of(a_run(results, decision=DECISION)).answer
+    assert decided.each == [row | {"verdict": DECISION.answer} for row in rows]
+
+
+def test_prompts_with_the_same_texts_share_a_row() -> None:
+    written = {"plain": " a", "native": " b"}
+    samples = [{"prompt": "p", **written}, {"prompt": "q", **written, "native": " c"}, {"prompt": "r", **written}]
+    (texts,) = sections_of(page_of(a_run(samples=samples)))["Texts, plain and steered"].blocks
+    assert isinstance(texts, Texts)
+    assert texts.rows == [{"prompt": "p\nr", **written}, {"prompt": "q", **written, "native": " c"}]
 
 
 def test_the_texts_and_the_way_to_reproduce_are_the_runs() -> None:
@@ -104,6 +129,7 @@ def test_rows_say_the_rank_among_random_vectors() -> None:
     (row,) = recovery_rows(a_run([result]))
     above = sum(float(slope) >= 1.0 for slope in result.control_slopes("random"))
     assert row["its rank among random ones"] == f"{1 + above} of 21"
+    assert row["effect of a prompt alone"] == "none: it was not measured"
     assert (row["recovery"], row["own vector's slope"], row["transferred"]) == ("0.50 [0.40, 0.60]", "+2.000", "+1.000")
 
 
