@@ -2,23 +2,44 @@
 
 `<!-- file CHANGELOG.md -->` in a page becomes that file, with its links made those of the site; `<!-- scripts -->` and
 `<!-- tutorials -->` what each benchmark and notebook says of itself; `<!-- coverage -->` and the like, the figures that
-a benchmark has left in `benchmarks/results`.
+a benchmark has left in `benchmarks/results`. Each notebook becomes a page.
 """
 
 import ast
+import itertools
 import json
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
 BENCHMARKS = ROOT / "benchmarks"
+NOTEBOOKS = sorted((ROOT / "tutorials").glob("[0-9]*.ipynb"))
+
+PAGES = {
+    "README.md": "readme.md",
+    "CONTRIBUTING.md": "contributing/index.md",
+    "CHANGELOG.md": "changelog.md",
+    **{f"tutorials/{path.name}": f"tutorials/{path.stem}.md" for path in NOTEBOOKS},
+}
+"""Files of the repository, outside `docs/`, that are pages of the site."""
+
+SIGNS = {
+    r"^{-\top}": "⁻ᵀ", "^2": "²", r"\lVert ": "‖", r" \rVert": "‖", r"\,": " ", r"\;": " ", " - ": " − ", " .": ".",
+    r"\approx": "≈", r"\sum": "Σ", r"\cdot": "·", r"\mid": "|", r"\lambda": "λ", r"\min": "min", r"\tanh": "tanh",
+}  # fmt: skip
+"""What the notebooks' formulas are written with, as plain text, which the site's formulas are."""
 
 
-PAGES = {"README.md": "readme.md", "CONTRIBUTING.md": "contributing/index.md", "CHANGELOG.md": "changelog.md"}
-"""Files of the repository's root that are pages of the site."""
+def on_files(files: Any, *, config: Any) -> None:
+    """Called by mkdocs with what it has found in `docs/`."""
+    from mkdocs.structure.files import File  # the tests need no mkdocs
+
+    for path in NOTEBOOKS:
+        uri = f"tutorials/{path.stem}.md"
+        files.append(File.generated(config, uri, content=notebook(json.loads(path.read_text(encoding="utf-8")), uri)))
 
 
 def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
@@ -45,9 +66,62 @@ def relinked(text: str, folder: str, uri: str) -> str:
             return f"[{label}]({os.path.relpath(within, os.path.dirname(uri))}{anchor or ''})"
         return label if (ROOT / file).exists() else match[0]
 
-    parts = re.split(r"(^```.*?^```)", text, flags=re.DOTALL | re.MULTILINE)  # code has brackets of its own
-    parts[::2] = [re.sub(r"\[([^\]]*)\]\((?!\w+:)([^)#\s]+)(#[^)]*)?\)", link, part) for part in parts[::2]]
+    return outside_code(lambda part: re.sub(r"\[([^\]]*)\]\((?!\w+:)([^)#\s]+)(#[^)]*)?\)", link, part), text)
+
+
+def outside_code(change: Callable[[str], str], text: str) -> str:
+    """The text changed, but for its blocks of code, which have brackets and the like of their own."""
+    parts = re.split(r"(^```.*?^```)", text, flags=re.DOTALL | re.MULTILINE)
+    parts[::2] = map(change, parts[::2])
     return "".join(parts)
+
+
+def notebook(content: dict[str, Any], uri: str) -> str:
+    """A notebook as that page of the site: its text, its code without the cell that installs, and what that showed."""
+    parts = []
+    for cell in content["cells"]:
+        source = "".join(cell["source"])
+        if cell["cell_type"] == "markdown":
+            # The title comes first. The badge is a picture from elsewhere, of which its words are kept.
+            source = re.sub(r"\A\[!\[(.*?)\]\(.*?\)\](\(.*?\))\s+(# .*)", r"\3\n\n[\1]\2", source)
+            source = source.replace("<details>", '<details markdown="1">')
+            parts.append(relinked(outside_code(plain_formulas, source), "tutorials", uri))
+        elif "%pip" not in source:
+            parts += [f"```python\n{source}\n```", *shown(cell["outputs"])]
+    return "\n\n".join(parts) + "\n"
+
+
+def shown(outputs: Iterable[dict[str, Any]]) -> Iterator[str]:
+    """What a cell of a notebook showed, as Markdown: the best form of each output; what was printed, in one block."""
+    forms = [
+        {name: "".join(form) for name, form in output.get("data", {"text/plain": output.get("text")}).items()}
+        for output in outputs
+    ]
+    for is_text, group in itertools.groupby(forms, lambda form: set(form) == {"text/plain"}):
+        if is_text:
+            text = "\n".join(form["text/plain"].rstrip("\n") for form in group)
+            yield f"```text\n{text}\n```"
+            continue
+        for form in group:
+            if "image/png" in form:
+                picture = "".join(form["image/png"].split())
+                yield f'<img alt="What the code above draws" src="data:image/png;base64,{picture}">'
+            else:
+                yield f"<div>{form['text/html']}</div>" if "text/html" in form else form["text/markdown"]
+
+
+def plain_formulas(text: str) -> str:
+    """Formulas between dollars as code, on a line of their own or in one."""
+
+    def plain(match: re.Match[str]) -> str:
+        formula = re.sub(r"\\(?:text|mathrm){(.*?)}", r"\1", match[1] or match[2])
+        formula = re.sub(r"\\frac{(.*?)}{(.*?)}", r"(\1) / (\2)", formula)
+        for written, sign in SIGNS.items():
+            formula = formula.replace(written, sign)
+        formula = " ".join(formula.split())
+        return f"```text\n{formula}\n```" if match[1] else f"`{formula}`"
+
+    return re.sub(r"\$\$(.+?)\$\$|\$([^$\n]+)\$", plain, text)
 
 
 def scripts() -> str:
@@ -64,11 +138,11 @@ def scripts() -> str:
 def tutorials() -> str:
     """Of each notebook its title and its question, which stand in its first cell."""
     parts = []
-    for path in sorted((ROOT / "tutorials").glob("[0-9]*.ipynb")):
+    for path in NOTEBOOKS:
         first = "".join(json.loads(path.read_text(encoding="utf-8"))["cells"][0]["source"])
         title, rest = re.split(r"^# (.*)$", first, maxsplit=1, flags=re.MULTILINE)[1:]
-        question = relinked(rest.strip().split("\n\n")[0], "tutorials", "tutorials.md")
-        parts.append(f"## {title}\n\n`tutorials/{path.name}`\n\n{question}\n")
+        question = plain_formulas(rest.strip().split("\n\n")[0])
+        parts.append(relinked(f"## [{title.strip()}]({path.name})\n\n{question}\n", "tutorials", "tutorials.md"))
     return "\n".join(parts)
 
 

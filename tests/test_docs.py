@@ -1,11 +1,12 @@
 """The snippets of the documentation, page by page, run as they stand (those of the recipes have tests of their own)."""
 
-import importlib.util
 import re
+import runpy
 import shlex
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ import lrt_tl
 from lrt_tl.cli import main
 
 DOCS = Path(__file__).parents[1] / "docs"
+hooks = SimpleNamespace(**runpy.run_path(str(DOCS / "hooks.py")))
 SNIPPETS = {
     str(page.relative_to(DOCS)): snippets
     for page in sorted(DOCS.rglob("*.md"))
@@ -78,12 +80,44 @@ def test_the_commands_of_a_guide_run(workplace: Path, monkeypatch: pytest.Monkey
     ],
 )
 def test_links_of_the_repository_become_those_of_the_site(written: str, shown: str) -> None:
-    spec = importlib.util.spec_from_file_location("hooks", DOCS / "hooks.py")
-    assert spec is not None
-    assert spec.loader is not None
-    hooks = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(hooks)
     assert hooks.relinked(written, ".", "contributing/index.md") == shown
+
+
+def test_a_notebook_becomes_a_page() -> None:
+    first = (
+        "[![Open in Colab](badge.svg)](https://example.org/colab)\n\n# A title\n\nBy [another](2_fitting_the_map.ipynb)"
+    )
+    solution = "<details><summary>Solution</summary>\n\n```python\nf(x)  # $x$ of $x$\n```\n</details>"
+    displays = [
+        {"name": "stdout", "text": ["printed\n"]},
+        {"data": {"text/plain": "a handle"}},
+        {"data": {"text/plain": "", "text/html": "<table></table>"}},
+        {"data": {"text/plain": "", "text/markdown": "**said**"}},
+        {"data": {"image/png": "iVBO\nRw0K"}},
+    ]
+    cells = [
+        {"cell_type": "markdown", "source": [badge, text]},
+        {"cell_type": "code", "source": "%pip install -q lrt-tl", "outputs": []},
+        {"cell_type": "code", "source": ["x = 1\n", "x"], "outputs": displays},
+        {
+            "cell_type": "markdown",
+            "source": r"With $v_\text{large} = A\, v$, $$\frac{\text{a} - b}{\lambda \lVert A \rVert^2}$$",
+        },
+        {"cell_type": "markdown", "source": solution},
+    ]
+    assert hooks.notebook({"cells": cells}, "tutorials/1_from_small_to_large.md").split("\n\n") == [
+        "# A title",
+        "[Open in Colab](https://example.org/colab)",
+        "[Another](2_fitting_the_map.md) and a script",
+        "```python\nx = 1\nx\n```",
+        "```text\nprinted\na handle\n```",
+        "<div><table></table></div>",
+        "**said**",
+        '<img alt="What the code above draws" src="data:image/png;base64,iVBORw0K">',
+        "With `v_large = A v`, ```text\n(a − b) / (λ ‖A‖²)\n```",
+        '<details markdown="1"><summary>Solution</summary>',
+        "```python\nf(x)  # $x$ of $x$\n```\n</details>\n",
+    ]
 
 
 def test_the_reference_holds_every_public_name() -> None:
