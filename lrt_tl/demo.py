@@ -1,10 +1,11 @@
 """The demonstration: vectors of the bundled models, carried from one to another, as a table and as stories."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from typing import get_args
 
 from lrt_tl.alignment.ends import Layers
 from lrt_tl.errors import LrtError
+from lrt_tl.evaluation.decide import Verdict
 from lrt_tl.evaluation.samples import sample_texts
 from lrt_tl.models.protocol import HookedModel
 from lrt_tl.runs.run import BehaviorTransfer, TransferRun
@@ -21,21 +22,6 @@ N_DRAWS, N_PAIRS, N_PROMPTS, N_DOCUMENTS = 24, 96, 32, 1500
 COEFFICIENTS = (-1.0, -0.5, 0.0, 0.5, 1.0)
 _STORY_TOKENS = 110
 _LENGTHS, _NATS = 1.5, 4.0
-
-
-@dataclass(frozen=True)
-class Story:
-    """A text of the target, and what the grammar makes of it.
-
-    Attributes:
-        name: how it was steered.
-        text: with the prompt.
-        verdict: the value that the text should have after steering, and the share of it that has, as "happy 100 %".
-    """
-
-    name: str
-    text: str
-    verdict: str
 
 
 def demonstrate(
@@ -83,19 +69,17 @@ def middle_layer(model: HookedModel) -> int:
 
 
 def rows(run: TransferRun) -> list[dict[str, str]]:
-    """The result as a table for newcomers, a row a behavior."""
+    """The result as a table for newcomers, a row a behavior. Its headers are broken where 80 columns need it."""
     found = []
     for transfer_ in run.behaviors:
         result = transfer_.result
-        random = result.control_slopes("random")
-        shuffled = result.control_slopes("shuffled_map")
+        toward = _said(result.behavior, find_task(result.behavior).positive)
         found.append(
             {
-                "to make the target's text": _said(result.behavior, find_task(result.behavior).positive),
-                "target's own vector": f"{result.slope('native'):+.2f}",
-                "carried over": f"{result.slope('transferred'):+.2f}",
-                "strongest random": f"{max(random.tolist(), key=abs):+.2f}",
-                "strongest by a shuffled map": f"{max(shuffled.tolist(), key=abs):+.2f}",
+                "behavior": f"{result.behavior}: {toward}",
+                "own\nvector": f"{result.slope('native'):+.2f}",
+                "carried\nover": f"{result.slope('transferred'):+.2f}",
+                "largest\nrandom": f"{max(result.control_slopes('random').tolist(), key=abs):+.2f}",
                 "recovered": str(result.recovery),
                 "verdict": "" if transfer_.decision is None else transfer_.decision.verdict,
             }
@@ -103,33 +87,60 @@ def rows(run: TransferRun) -> list[dict[str, str]]:
     return found
 
 
-def stories(target: HookedModel, found: BehaviorTransfer, *, seed: int = 0) -> list[Story]:
+def legend(run: TransferRun) -> dict[str, str]:
+    """What the figures of `rows` are."""
+    result = run.behaviors[0].result
+    low, high = min(result.coefficients), max(result.coefficients)
+    return {
+        "effect:": f"slope by least squares over the coefficients {low:g} … {high:g}, "
+        "in lengths of the target's own vector",
+        "largest random:": f"of {len(result.controls['random'])} random vectors of that length, of either sign",
+        "recovered:": "(carried over - random) / (own vector - random), random their mean, with its 95 % interval",
+    }
+
+
+def best_first(found: Sequence[BehaviorTransfer]) -> list[BehaviorTransfer]:
+    """By verdict, from go to no-go; of one verdict the largest recovery first."""
+    verdicts = get_args(Verdict)
+
+    def place(each: BehaviorTransfer) -> tuple[int, float]:
+        verdict = len(verdicts) if each.decision is None else verdicts.index(each.decision.verdict)
+        estimate = each.result.recovery.estimate
+        return verdict, float("inf") if estimate is None else -estimate
+
+    return sorted(found, key=place)
+
+
+def stories(target: HookedModel, found: BehaviorTransfer, *, seed: int = 0) -> tuple[str, list[dict[str, str]]]:
     """One text of the target three times, from the same random numbers: plain, and steered by either vector, away from
     what the plain text says: by 1.5 lengths of the target's own vector, or fewer where that is much (4 nats) already.
     A story is steered at every word, an answer by its request alone, since its first word decides it.
+
+    Returns:
+        How it was steered, and a row a text, with the share of it that the grammar finds to be so.
     """
     behavior_name = found.result.behavior
     task, prompt = find_task(behavior_name), english_prompt(behavior_name)
-
+    positive, negative = (_said(behavior_name, value) for value in (task.positive, task.negative))
     positions: Positions = "prompt" if task.given["kind"] == "request" else "all"
 
-    def told(name: str, vector: SteeringVector | None, coefficient: float) -> Story:
+    def told(name: str, vector: SteeringVector | None, coefficient: float) -> tuple[float, dict[str, str]]:
         steering = {name: None if vector is None else vector.add(coefficient, positions=positions)}
         written = sample_texts(target, [prompt], steering, max_new_tokens=_STORY_TOKENS, seed=seed)
         text = prompt + written[0][name]
         share = score(text, behavior_name).probabilities[task.positive]
-        return Story(name, text, f"{_said(behavior_name, task.positive)} {100 * share:.0f} %")
+        return share, {"steered by": name, "text": text, "the grammar says": f"{positive} {100 * share:.0f} %"}
 
+    share, plain = told("nothing", None, 0.0)
     strength = min(_LENGTHS, _NATS / max(found.result.slope("native"), 1e-9))
-    plain = told("plain", None, 0.0)
-    away = score(plain.text, behavior_name).probabilities[task.positive] > 0.5
-    toward = f"steered toward {_said(behavior_name, task.negative if away else task.positive)}"
-    coefficient = -strength if away else strength
-    return [
-        plain,
-        told(f"{toward}, by its own vector", found.native, coefficient),
-        told(f"{toward}, by the one carried over", found.transferred.scaled_to(found.native.norm), coefficient),
-    ]
+    toward, coefficient = (negative, -strength) if share > 0.5 else (positive, strength)
+    where = "at the prompt" if positions == "prompt" else "at every token"
+    how = (
+        f"{behavior_name} ({positive} or {negative}): {target.cfg.model_name}, from the same random numbers, "
+        f"steered toward {toward} {where}, at {strength:.2f} lengths of its own vector"
+    )
+    vectors = {"its own vector": found.native, "the one carried over": found.transferred.scaled_to(found.native.norm)}
+    return how, [plain, *(told(name, vector, coefficient)[1] for name, vector in vectors.items())]
 
 
 def english_prompt(name: str) -> str:

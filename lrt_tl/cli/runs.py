@@ -168,7 +168,7 @@ def demo(
 ) -> None:
     """Carry vectors between the bundled models, and show what they do there."""
     from lrt_tl.artifacts import refuse_existing
-    from lrt_tl.demo import BEHAVIORS, demonstrate, rows, stories
+    from lrt_tl.demo import BEHAVIORS, best_first, demonstrate, legend, rows, stories
 
     refuse_existing(out)
     models = [
@@ -186,11 +186,16 @@ def demo(
     )
     run.save(out)
     names = [model.cfg.model_name for model in models]
-    for found in run.behaviors[:2]:
-        told = stories(models[1], found, seed=seed)
-        print_columns(f"{found.result.behavior}: {names[1]}, from the same random numbers", map(vars, told))
-    print(f"\n{len(run.behaviors)} vectors found in {names[0]}, carried over to {names[1]} by a map fitted on text")
+    for found in best_first(run.behaviors)[:2]:
+        print_columns(*stories(models[1], found, seed=seed))
+        print()
+    print(f"Vectors found in {names[0]}, carried over to {names[1]} by a map fitted on text")
     print_columns("Effect on the next word, in nats for each length of the target's own vector", rows(run))
+    print_table("", legend(run))
+    decisions = {found.result.behavior: found.decision for found in run.behaviors}
+    print_table(
+        "\nThe verdicts, and why", {f"{name}:": found.answer for name, found in decisions.items() if found is not None}
+    )
     _say_where(out)
 
 
