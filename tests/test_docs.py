@@ -84,9 +84,9 @@ def test_links_of_the_repository_become_those_of_the_site(written: str, shown: s
 
 
 def test_a_notebook_becomes_a_page() -> None:
-    first = (
-        "[![Open in Colab](badge.svg)](https://example.org/colab)\n\n# A title\n\nBy [another](2_fitting_the_map.ipynb)"
-    )
+    badge = "[![Open in Colab](badge.svg)](https://example.org/colab)"
+    text = "\n\n# A title\n\n[Another](2_fitting_the_map.ipynb) and [a script](gemma_section_4.py)"
+    formulas = r"With $v_\text{large} = A\, v$, $$\frac{\text{a} - b}{\lambda \lVert A \rVert^2}$$"
     solution = "<details><summary>Solution</summary>\n\n```python\nf(x)  # $x$ of $x$\n```\n</details>"
     displays = [
         {"name": "stdout", "text": ["printed\n"]},
@@ -99,10 +99,7 @@ def test_a_notebook_becomes_a_page() -> None:
         {"cell_type": "markdown", "source": [badge, text]},
         {"cell_type": "code", "source": "%pip install -q lrt-tl", "outputs": []},
         {"cell_type": "code", "source": ["x = 1\n", "x"], "outputs": displays},
-        {
-            "cell_type": "markdown",
-            "source": r"With $v_\text{large} = A\, v$, $$\frac{\text{a} - b}{\lambda \lVert A \rVert^2}$$",
-        },
+        {"cell_type": "markdown", "source": formulas},
         {"cell_type": "markdown", "source": solution},
     ]
     assert hooks.notebook({"cells": cells}, "tutorials/1_from_small_to_large.md").split("\n\n") == [
