@@ -256,6 +256,7 @@ class SteeredModel(RuleBasedStateMachine):
             assert torch.equal(self.model(TOKENS), self.untouched.logits(()))
 
 
+@pytest.mark.filterwarnings("ignore:.* is already steered by this vector")
 @pytest.mark.parametrize("model_class", CLASSES)
 def test_any_sequence_of_steering_and_use(folders: tuple[Path, Path], model_class: Any) -> None:
     model, untouched = (load_model(folders[0], model_class=model_class) for _ in range(2))

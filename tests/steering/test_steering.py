@@ -353,6 +353,37 @@ def test_everything_that_a_step_holds_must_be_of_the_model(pair: Any) -> None:
     assert not {"generate", "__deepcopy__"} & (set(vars(small)) | set(vars(large)))
 
 
+def test_what_is_at_work_already_is_attached_again_with_a_warning(pair: Any) -> None:
+    model, vector = pair[0], vector_for(pair[0])
+    again = r"small is already steered by this vector \(add × 4 on small L1\): this adds to it.*handle\.remove\(\)"
+    handle = vector.attach(model, 4.0)
+    with pytest.warns(UserWarning, match=again) as of_a_vector:
+        vector.attach(model, 2.0).remove()
+    with pytest.warns(UserWarning, match=again) as of_steering:
+        vector.add(2.0).attach(model).remove()
+    with pytest.warns(UserWarning, match=again) as of_a_block, vector.apply(model, 2.0):
+        pass
+    places = [each.filename for told in (of_a_vector, of_steering, of_a_block) for each in told]
+    probe = Probe(E1, 0.0, 0.0, site_of(model, layer=1))
+    mood = vector_for(model, 4)
+    for other in (
+        mood.add(4.0),
+        vector.rotate(4.0),
+        vector.add(0.0),
+        vector.add(4.0, positions="prompt"),
+        vector.add(4.0, when=probe),
+        vector.add(4.0).on([2]),
+    ):
+        other.attach(model).remove()
+    with pytest.warns(UserWarning, match=again), (mood.add() + vector.add(-1.0)).apply(model):
+        pass
+    handle.remove()
+    vector.attach(model, 4.0)
+    model.reset_hooks()
+    vector.attach(model, 4.0).remove()
+    assert places == 3 * [__file__], "the warnings are of the lines that attach"
+
+
 # Files
 
 

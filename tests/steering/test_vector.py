@@ -136,7 +136,7 @@ def test_two_vectors_add_up_and_come_off_in_any_order(model: Any, first_off: int
     vectors = vector_for(model), vector_for(model).scaled_to(3.0)
     handles = [vector.attach(model, positions=p) for vector, p in zip(vectors, ["prompt", "all"], strict=True)]
     summed = SteeringVector(vectors[0].direction + vectors[1].direction, vectors[0].site)
-    with summed.apply(model):
+    with pytest.warns(UserWarning, match="already steered by this vector"), summed.apply(model):
         pass  # a third one, which comes and goes
     both = model(tokens)
     handles[first_off].remove()
@@ -523,7 +523,7 @@ def test_a_model_that_something_changes_is_not_measured(folders: tuple[Path, Pat
     model = load_model(folders[1])
     vector = SteeringVector(torch.ones(24), site_of(model, layer=1))
     require_at_rest(model)
-    handles = [vector.attach(model, 2.0), vector.attach(model, 3.0)]
+    handles = [vector.attach(model, 2.0), vector.attach(model, 3.0, positions="prompt")]
     assert steered(model) == handles
     with pytest.raises(LrtError, match=r"large is being steered by .*in lrt_tl\.steered\(model\)"):
         require_at_rest(model)
