@@ -97,7 +97,9 @@ def _recovery(run: TransferRun) -> Section:
     note = (
         "Recovery = (slope of the transferred vector − slope of random vectors) / (slope of the native vector − slope "
         "of random vectors). Intervals are 95 %, by bootstrap over prompts and random draws together. None is stated "
-        "where the native vector itself does no better than random ones."
+        "where the native vector itself does no better than random ones. A prompt alone is text in front that shows the "
+        "behavior or asks for it, without steering: its effect on the score, and how many times the native vector's at "
+        "the coefficient chosen for it."
     )
     return Section("Recovery", [Figure(recovery_figure(points)), Table(recovery_rows(run))], note)
 
@@ -123,8 +125,8 @@ def _costs_at_equal_length(run: TransferRun) -> Section:
         for part in (each.side_effects, each.pareto, each.capability):
             blocks += _shown(part, each.result.behavior)
     note = (
-        "Both vectors have the native vector's length, at each coefficient. One that has more effect also costs more, "
-        "so that these ratios are not those at equal effect."
+        "Both vectors have the native vector's length. One that costs less there may also do less: what it costs at "
+        "equal effect says whether it does."
     )
     return Section("What it costs at equal length", blocks, note, folded=True)
 

@@ -83,7 +83,8 @@ def test_it_opens_from_a_disk_without_a_message_or_a_request(browser: Any, repor
 
 def test_its_controls_work(browser: Any, report: Path) -> None:
     page = visit(browser, report).page
-    figure = page.locator("figure").first
+    page.get_by_role("link", name="What the vectors do").click()
+    figure = page.locator("figure:has(input)").first
     visible = "plot => plot.data.filter(trace => trace.visible !== false).map(trace => trace.meta ?? trace.name)"
     plot = figure.locator("[data-figure]")
     assert plot.evaluate(visible) == ["nulls", "native", "transferred"]
@@ -92,13 +93,35 @@ def test_its_controls_work(browser: Any, report: Path) -> None:
     figure.get_by_label("show nulls").check()
     assert plot.evaluate(visible) == ["nulls", "native", "transferred"]
     figure.locator(".legendtoggle").first.click()
-    until(page, "plots[0].data.some(trace => trace.visible === 'legendonly')")
+    until(page, "plots.some(plot => plot.data.some(trace => trace.visible === 'legendonly'))")
 
     section = page.locator("details").first
     section.locator("summary").click()
     assert not section.evaluate("each => each.open")
     page.locator("nav a").first.click()
     until(page, "document.querySelector('details').open")
+
+
+def test_a_folded_section_opens_for_its_link_with_figures_as_wide_as_it_is(browser: Any, report: Path) -> None:
+    page = visit(browser, report, viewport={"width": 900, "height": 800}).page
+    folded = page.locator("details:not([open]):has(figure)").first
+    name = folded.get_attribute("id")
+    page.set_viewport_size({"width": 700, "height": 800})
+    page.evaluate(f"location.hash = '{name}'")
+    until(page, f"document.getElementById('{name}').open")
+    until(page, "plots.every(plot => !plot.closest('details').open || plot._fullLayout.width === plot.clientWidth)")
+    page.goto(f"{report.as_uri()}#{name}")
+    page.reload()
+    until(page, f"document.getElementById('{name}').open")
+
+
+def test_on_a_phone_no_table_is_wider_than_the_screen(browser: Any, report: Path) -> None:
+    page = visit(browser, report, viewport={"width": 390, "height": 800}).page
+    page.evaluate("document.querySelectorAll('details').forEach(section => section.open = true)")
+    wider = "[...document.querySelectorAll('.wide')].filter(each => each.scrollWidth > each.clientWidth)"
+    assert page.evaluate(f"{wider}.map(each => each.textContent)") == []
+    label = page.locator(".answer td").nth(1).evaluate("each => getComputedStyle(each, '::before').content")
+    assert "recovery" in label
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -117,14 +140,15 @@ def test_it_fits_a_phone_and_the_color_scheme(browser: Any, report: Path, scheme
 
 def test_it_prints_light_and_whole(browser: Any, report: Path) -> None:
     page = visit(browser, report, color_scheme="dark").page
-    page.locator("summary").last.click()
+    folded = page.locator("details:not([open])").count()
+    assert folded > 0
     page.emulate_media(media="print", color_scheme="dark")
     page.evaluate("dispatchEvent(new Event('beforeprint'))")
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
     assert page.evaluate("plots.every(plot => plot.layout.template === templates.light && plot.layout.width === PAPER)")
     assert page.locator("details:not([open])").count() == 0
     page.evaluate("dispatchEvent(new Event('afterprint'))")
-    assert page.locator("details:not([open])").count() == 1
+    assert page.locator("details:not([open])").count() == folded
 
 
 def test_what_is_hostile_is_text(browser: Any, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import base64
 import hashlib
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import plotly.graph_objects as go
@@ -54,7 +55,8 @@ def a_page(text: str) -> Page:
         Code(text),
         Note(text),
     ]
-    return Page(text, Answer(text, 0.5, (0.4, 0.6), text, text), [Section(text, blocks, text)])
+    answer = Answer(text, 0.5, (0.4, 0.6), text, text, [{text: text}])
+    return Page(text, answer, [Section(text, blocks, text)])
 
 
 def test_hostile_text_is_shown_and_adds_no_element() -> None:
@@ -96,6 +98,18 @@ def test_the_answer_comes_first_and_then_the_sections_in_order() -> None:
 def test_without_a_number_none_is_shown() -> None:
     page = Page("Title", Answer("There is none.", None, None), [])
     assert "95 %" not in Read(render(page)).shown
+
+
+def test_a_section_is_open_unless_it_is_folded() -> None:
+    page = render(Page("Title", ANSWER, [Section("One", [Note("first")]), Section("Two", [Note("last")], folded=True)]))
+    assert re.findall("<details.*?>", page) == ['<details open id="section-1">', '<details id="section-2">']
+
+
+def test_of_several_answers_each_has_its_row() -> None:
+    rows = [{"behavior": "mood", "recovery": "0.62"}, {"behavior": "refusal", "recovery": "0.92"}]
+    page = render(Page("Title", replace(ANSWER, number=None, each=rows), []))
+    box = page.split('<div class="answer">')[1].split("</header>")[0]
+    assert re.findall('<td data-name="(.*?)"><bdi>(.*?)</bdi>', box) == [cell for row in rows for cell in row.items()]
 
 
 def test_words_that_differ_are_marked_after_the_column_compared_with() -> None:
