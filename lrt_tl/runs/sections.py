@@ -97,9 +97,9 @@ def _recovery(run: TransferRun) -> Section:
     note = (
         "Recovery = (slope of the transferred vector − slope of random vectors) / (slope of the native vector − slope "
         "of random vectors). Intervals are 95 %, by bootstrap over prompts and random draws together. None is stated "
-        "where the native vector itself does no better than random ones. A prompt alone is text in front that shows the "
-        "behavior or asks for it, without steering: its effect on the score, and how many times the native vector's at "
-        "the coefficient chosen for it."
+        "where the native vector itself does no better than random ones. A prompt alone is text in front that shows or "
+        "asks for the behavior, without steering: its effect on the score, and how many times the native vector's that "
+        "is, at the coefficient chosen for it."
     )
     return Section("Recovery", [Figure(recovery_figure(points)), Table(recovery_rows(run))], note)
 
