@@ -16,6 +16,7 @@ from lrt_tl.alignment.fit_report import FitReport
 from lrt_tl.artifacts import load_artifact, rebuilding, save_artifact, typed
 from lrt_tl.errors import LrtError, MismatchError
 from lrt_tl.hub import OnHub
+from lrt_tl.models.hook_names import layer_of
 from lrt_tl.models.identity import Site, describe_sites, require_same_model, require_same_site
 from lrt_tl.steering.vector import SteeringVector
 from lrt_tl.tables import html_table
@@ -291,11 +292,20 @@ class AffineMap(OnHub):
         if len(by_hook) < len(vectors) or by_hook.keys() != {site.hook_name for site in self.sources}:
             raise MismatchError(
                 f"the map begins at {self._from()}, and takes a vector at each; these are at "
-                f"{', '.join(str(vector.site) for vector in vectors)}"
+                f"{', '.join(str(vector.site) for vector in vectors) or 'none'}{self._how_to_find_vectors()}"
             )
         for site in self.sources:
             self._check_site(site, by_hook[site.hook_name].site)
         return [by_hook[site.hook_name] for site in self.sources]
+
+    def _how_to_find_vectors(self) -> str:
+        names = [site.hook_name for site in self.sources]
+        if not all(names) or any(site.features for site in self.sources):
+            return ""
+        layers = [layer_of(name) for name in names]
+        after_blocks = names == [f"blocks.{layer}.hook_resid_post" for layer in layers]
+        places = f"layer={layers}" if after_blocks else f"hook_name={names}"
+        return f". One pass finds them: lrt.mean_difference(source, pairs, {places})"
 
     def _check_site(self, source: Site, site: Site) -> None:
         if source.features:
@@ -303,10 +313,12 @@ class AffineMap(OnHub):
                 f"the map begins at features of {source}, and a steering vector is none: transport a tensor of "
                 f"{self.d_source} features"
             )
-        if site.hook_name != source.hook_name or site.d_model != source.d_model:
+        exchanged = site.model is not None and site.model == self.target.model != source.model
+        if site.hook_name != source.hook_name or site.d_model != source.d_model or exchanged:
             raise MismatchError(
                 f"the vector lives at {site} ({site.hook_name}, {site.d_model} dimensions); the map begins at "
                 f"{source} ({source.hook_name or 'no hook name'}, {source.d_model} dimensions)"
+                f"{': was the map fitted with source and target exchanged?' if exchanged else ''}"
             )
         if site.model is not None and source.model is not None:
             require_same_model(source.model, site.model, what="the map's source")

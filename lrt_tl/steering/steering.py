@@ -144,7 +144,7 @@ class Steering(OnHub):
     def check_model(self, model: HookedModel) -> None:
         """Raises as `apply` says."""
         for step in self.steps:
-            _check_site(step.site, model, what="the vector")
+            _check_site(step.site, model, what="the vector", carried="transported_through" in step.provenance)
             check_writable(model, step.site.hook_name)
             _check_positions_of(step.positions, model)
             for probe in (step.when, step.reads):
@@ -297,11 +297,13 @@ def _numbered(selector: Any) -> set[int] | None:
     return {places} if isinstance(places, int) else None
 
 
-def _check_site(site: Site, model: HookedModel, *, what: str) -> None:
+def _check_site(site: Site, model: HookedModel, *, what: str, carried: bool = False) -> None:
     if site.d_model != model.cfg.d_model:
+        to_do = "carry it over with affine_map.transport"
+        if carried and site.model is not None:
+            to_do = f"it belongs to {site.model.name}, to which it was carried: attach it there"
         raise MismatchError(
-            f"{what} has {site.d_model} dimensions, {model.cfg.model_name} has {model.cfg.d_model}: carry it over with "
-            "affine_map.transport"
+            f"{what} has {site.d_model} dimensions, {model.cfg.model_name} has {model.cfg.d_model}: {to_do}"
         )
     if site.model is not None:
         require_same_model(site.model, identify(model), what=what)

@@ -113,7 +113,8 @@ class SteeringVector(OnHub):
             when: steer only rows whose prompt this probe says yes to.
 
         Raises:
-            LrtError: the coefficient is not finite, the scale is unknown or not known here, or the positions cannot be.
+            LrtError: the coefficient is no finite number, the scale is unknown or not known here, or the positions
+                cannot be.
         """
         return self.operate("add", coefficient, scale=scale, positions=positions, when=when)
 
@@ -155,6 +156,9 @@ class SteeringVector(OnHub):
             LrtError: as of `add`; a value without a clamp, or the other way round; or a scale with an operator whose
                 coefficient is a share.
         """
+        _check_number("coefficient", coefficient)
+        if value is not None:
+            _check_number("value", value)
         if operator in ("add", "rotate"):
             coefficient = self.strength(coefficient, scale=scale)
         elif scale != "vector":
@@ -206,14 +210,13 @@ class SteeringVector(OnHub):
         """What is added to a state.
 
         Raises:
-            LrtError: the coefficient is not finite, or the scale is unknown, or not known here.
+            LrtError: the coefficient is no finite number, or the scale is unknown, or not known here.
         """
         return self.strength(coefficient, scale=scale) * self.direction
 
     def strength(self, coefficient: float, *, scale: Scale = "vector") -> float:
         """The coefficient in units of the vector. Arguments and refusals are those of `delta`."""
-        if not math.isfinite(coefficient):
-            raise LrtError(f"coefficient={coefficient}: it must be a finite number")
+        _check_number("coefficient", coefficient)
         if scale == "vector":
             return coefficient
         if scale == "unit":
@@ -285,3 +288,15 @@ class SteeringVector(OnHub):
             "",
         ]
         return "\n".join([*lines, *(f"- {name}: {value}" for name, value in self.summary().items())])
+
+
+def _check_number(name: str, number: Any) -> None:
+    """Raises:
+    LrtError: it is not a finite number.
+    """
+    try:
+        finite = math.isfinite(number)
+    except TypeError as error:
+        raise LrtError(f"{name}={number!r}: it must be a number, not of type {type(number).__name__}") from error
+    if not finite:
+        raise LrtError(f"{name}={number}: it must be a finite number")

@@ -115,6 +115,27 @@ def test_other_vectors_than_one_of_each_layer_are_refused(hooks: list[int]) -> N
         map_from_two().transport(vectors)
 
 
+def test_one_vector_for_two_layers_is_told_how_to_get_the_others() -> None:
+    with pytest.raises(
+        MismatchError, match=r"at small L1\. One pass .*mean_difference\(source, pairs, layer=\[0, 1\]\)$"
+    ):
+        map_from_two().transport(vector())
+    middle = replace(BELOW, hook_name="blocks.0.hook_resid_mid")
+    with pytest.raises(MismatchError, match=r"hook_name=\['blocks\.0\.hook_resid_mid', 'blocks\.1\.hook_resid_post'\]"):
+        replace(map_from_two(), sources=(middle, SOURCE)).transport(vector())
+    with pytest.raises(MismatchError, match=r"these are at small L1$"):
+        replace(map_from_two(), sources=(replace(BELOW, features="encode"), SOURCE)).transport(vector())
+
+
+def test_a_map_the_wrong_way_round_is_told() -> None:
+    turned = r"lives at large L0 .*begins at small L1 .*: was the map fitted with source and target exchanged\?"
+    with pytest.raises(MismatchError, match=turned):
+        affine_map().transport(SteeringVector(torch.ones(2), TARGET))
+    alike = replace(SOURCE, model=identity("large", 3, tokenizer="def"))
+    with pytest.raises(MismatchError, match="exchanged"):
+        affine_map(target=replace(TARGET, model=alike.model)).transport(vector(model=alike.model))
+
+
 def test_a_cache_is_mapped_by_the_names_in_it() -> None:
     states = {site.hook_name: torch.randn(2, 5, 3) for site in (SOURCE, BELOW)}
     together = torch.cat([states[BELOW.hook_name], states[SOURCE.hook_name]], -1)
@@ -145,7 +166,7 @@ def test_states_of_another_width_are_refused(shape: tuple[int, ...]) -> None:
 
 def test_a_vector_from_elsewhere_is_refused() -> None:
     other = replace(vector(), direction=torch.ones(2), site=replace(SOURCE, d_model=2))
-    with pytest.raises(MismatchError, match=r"small L1 \(blocks.1.hook_resid_post, 2 dimensions\); the map begins at"):
+    with pytest.raises(MismatchError, match=r"small L1 \(blocks.1.hook_resid_post, 2 dimensions\); .* 3 dimensions\)$"):
         affine_map().transport(other)
     with pytest.raises(MismatchError, match="lives at small L0"):
         affine_map().transport(vector(hook_name="blocks.0.hook_resid_post"))

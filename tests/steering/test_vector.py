@@ -437,6 +437,11 @@ def test_a_vector_is_used_on_its_own_model_only(pair: Any, folders: Any) -> None
     vector.check_model(load_model(folders[0]))  # the other class, perhaps
     with pytest.raises(MismatchError, match="16 dimensions, large has 24"):
         vector.attach(large)
+    carried = SteeringVector(torch.ones(24), site_of(large, layer=1), None, {"transported_through": "a map"})
+    with pytest.raises(
+        MismatchError, match="24 dimensions, small has 16: it belongs to large, to which it was carried:"
+    ):
+        carried.attach(small)
     other = SteeringVector(torch.ones(24), Site(vector.site.hook_name, 24, vector.site.model))
     with pytest.raises(MismatchError, match="belongs to small"):
         other.attach(large)
@@ -510,6 +515,17 @@ def test_a_coefficient_that_is_no_number_is_refused(pair: tuple[Any, Any], coeff
     for scale in ("vector", "residual"):
         with pytest.raises(LrtError, match="must be a finite number"):
             vector.strength(coefficient, scale=scale)  # type: ignore[arg-type]
+
+
+def test_a_coefficient_or_a_value_that_is_text_is_refused(pair: tuple[Any, Any]) -> None:
+    vector: Any = SteeringVector(torch.ones(24), site_of(pair[1], layer=1))
+    with without_type_checks():
+        with pytest.raises(LrtError, match="coefficient='1': it must be a number, not of type str"):
+            vector.attach(pair[1], "1")
+        with pytest.raises(LrtError, match="coefficient=None: it must be a number, not of type NoneType"):
+            vector.ablate(None)
+        with pytest.raises(LrtError, match="value='1': it must be a number"):
+            vector.clamp("1")
 
 
 def test_strength_keeps_its_sign() -> None:
