@@ -39,7 +39,7 @@ def test_the_command_shows_what_was_carried_over(
     assert not stopped.value.code
     shown = capsys.readouterr().out
     assert "the grammar says" in shown
-    assert "Vectors found in storyworld-small" in shown
+    assert "Vectors of storyworld-small" in shown
     lengths = " ".join(shown.split("┏")[0].split())
     assert re.fullmatch(
         r"refusal \(refusing or complying\): storyworld-large, from the same random numbers, "

@@ -189,7 +189,7 @@ def demo(
     for found in best_first(run.behaviors)[:2]:
         print_columns(*stories(models[1], found, seed=seed))
         print()
-    print(f"Vectors found in {names[0]}, carried over to {names[1]} by a map fitted on text")
+    print(f"Vectors of {names[0]}, carried to {names[1]} by a map fitted on text")
     print_columns("Effect on the next word, in nats for each length of the target's own vector", rows(run))
     print_table("", legend(run))
     decisions = {found.result.behavior: found.decision for found in run.behaviors}
