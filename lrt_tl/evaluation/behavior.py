@@ -22,7 +22,7 @@ from lrt_tl.evaluation.written import WrittenText as WrittenText
 from lrt_tl.steering.contrast import read_contrast_pairs
 from lrt_tl.tables import few, html_table
 from lrt_tl.text.batches import tokenize
-from lrt_tl.text.documents import parse_json_line, read_json, read_lines
+from lrt_tl.text.documents import no_file, parse_json_line, read_json, read_lines
 
 
 @dataclass(frozen=True)
@@ -183,6 +183,11 @@ def read_behavior(source: Any) -> Behavior:
             )
         held, where = _held(Path(source)), str(source)
     if isinstance(held, (list, tuple)) and held:
+        if isinstance(held[0], Mapping) and not is_question(held[0]) and "prompts" in held[0]:
+            raise LrtError(
+                f"{where}: a list or a .jsonl file holds questions, each with question, answer_matching_behavior and "
+                "answer_not_matching_behavior; prompts with positive_tokens are one mapping, in a .json file"
+            )
         prompts, *answers = read_questions(source, both_orders=True)
         name = Path(source).stem if isinstance(source, (str, Path)) else "multiple choice"
         return Behavior(name, prompts, PromptAnswers(*answers))
@@ -254,7 +259,7 @@ def _held(path: Path) -> Any:
     if path.suffix == ".json":
         return read_json(path)
     if not path.is_file():
-        raise LrtError(f"there is no file {path}")
+        raise no_file(path)
     return [parse_json_line(path, number, line) for number, line in read_lines(path)]
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from lrt_tl.errors import LrtError
 from lrt_tl.text.chat import rendered, require_chat_template
-from lrt_tl.text.documents import hash_of, parse_json_line, read_json, read_lines
+from lrt_tl.text.documents import hash_of, no_file, parse_json_line, read_json, read_lines
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,8 @@ def read_contrast_pairs(source: Any, *, chat_template: Any = None) -> list[Contr
     rows = _rows(source)
     pairs = [_pair(row, where, chat_template) for where, row in rows]
     if not pairs:
-        raise LrtError("there are no contrast pairs")
+        where = f" in {source}" if isinstance(source, (str, Path)) else ""
+        raise LrtError(f"there are no contrast pairs{where}")
     return pairs
 
 
@@ -73,7 +74,7 @@ def _rows(source: Any) -> list[tuple[str, Any]]:
         return [(f"pair {number}", row) for number, row in enumerate(source)]
     path = Path(source)
     if not path.is_file():
-        raise LrtError(f"there is no file {path}")
+        raise no_file(path)
     if path.suffix == ".jsonl":
         lines = read_lines(path)
         return [(f"{path.name}, line {n}", parse_json_line(path, n, line)) for n, line in lines]
@@ -107,6 +108,11 @@ def _parts_of_mapping(row: Mapping[str, Any], where: str) -> tuple[str | None, A
         if not all(isinstance(answer, str) for answer in (row["question"], *answers)):
             raise LrtError(f"{where}: needs answer_matching_behavior and answer_not_matching_behavior, both text")
         return row["question"], *answers
+    if missing := [key for key in ("positive", "negative") if key not in row]:
+        raise LrtError(
+            f"{where}: no key {' and no key '.join(map(repr, missing))} among {sorted(map(str, row))}: a pair needs "
+            "positive and negative; or question, answer_matching_behavior and answer_not_matching_behavior"
+        )
     if "prompt" in row and (not isinstance(row["prompt"], str) or not row["prompt"].strip()):
         raise LrtError(f"{where}: the prompt is {row['prompt']!r}; it must be text")
     return row.get("prompt"), row.get("positive"), row.get("negative")

@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -78,9 +79,13 @@ def read_documents(source: Any, *, text_key: str = "text", chat_template: Any = 
         path = Path(source)
         reader = _READERS.get(path.suffix)
         if reader is None:
-            raise LrtError(f"{path}: documents are read from {', '.join(_READERS)} files, not {path.suffix!r}")
+            shown, hint = str(source), ""
+            if re.search(r"\s", shown):
+                shown, hint = f"{shown:.120}", "; for a single text give a list: [text]"
+            suffixes = ", ".join(_READERS)
+            raise LrtError(f"{shown}: documents are read from {suffixes} files, not {path.suffix[:20]!r}{hint}")
         if not path.is_file():
-            raise LrtError(f"there is no file {path}")
+            raise no_file(path)
         return Documents(path.name, partial(_not_empty, path.name, partial(reader, path, text_key, chat_template)))
     if isinstance(source, Iterator):
         source = list(source)
@@ -159,6 +164,17 @@ def parse_json_line(path: Path, number: int, line: str) -> Any:
         raise LrtError(f"{path.name}, line {number}: not valid JSON ({error})") from error
 
 
+def no_file(path: Path) -> LrtError:
+    """That there is no such file, and what the nearest name in its folder is."""
+    try:
+        names = [each.name for each in path.parent.iterdir() if each.is_file()]
+    except OSError:
+        names = []
+    nearest = get_close_matches(path.name, names, n=1)
+    hint = f": do you mean {path.parent / nearest[0]}?" if nearest else ""
+    return LrtError(f"there is no file {path}{hint}")
+
+
 def read_json(path: Path) -> Any:
     """A `.json` file.
 
@@ -166,7 +182,7 @@ def read_json(path: Path) -> Any:
         LrtError: it does not exist, or is not JSON in UTF-8.
     """
     if not path.is_file():
-        raise LrtError(f"there is no file {path}")
+        raise no_file(path)
     try:
         return json.loads(path.read_text(encoding="utf-8-sig"))
     except ValueError as error:
@@ -186,7 +202,7 @@ def read_rows(source: Any, what: str) -> Iterator[tuple[str, Any]]:
     path = Path(source)
     if path.suffix == ".jsonl":
         if not path.is_file():
-            raise LrtError(f"there is no file {path}")
+            raise no_file(path)
         yield from (
             (f"{path.name}, line {number}", parse_json_line(path, number, line)) for number, line in read_lines(path)
         )

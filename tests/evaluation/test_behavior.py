@@ -212,9 +212,14 @@ def test_a_malformed_question_is_named(tmp_path: Path) -> None:
     path.write_text(json.dumps(YES_NO) + "\n" + json.dumps({"question": "Q"}))
     with pytest.raises(LrtError, match=r"questions\.jsonl, line 2: needs question, answer_matching_behavior"):
         read_behavior(path)
+    path.write_text(json.dumps(ROW))
+    with pytest.raises(
+        LrtError, match=r"questions\.jsonl: .* prompts with positive_tokens are one mapping, in a \.json"
+    ):
+        read_behavior(path)
     with pytest.raises(LrtError, match=r"a\.csv: a behavior is a \.json file with prompts"):
         read_behavior("a.csv")
-    with pytest.raises(LrtError, match=r"there is no file .*absent\.jsonl"):
+    with pytest.raises(LrtError, match=r"there is no file .*absent\.jsonl$"):
         read_behavior(tmp_path / "absent.jsonl")
 
 

@@ -62,7 +62,7 @@ GOOD = '{"positive": "a", "negative": "b"}'
     ("text", "message"),
     [
         (f"{GOOD}\n\n{{oops\n", r"pairs\.jsonl, line 3: not valid JSON"),
-        (f'{GOOD}\n{{"positive": "a"}}\n', "line 2: the negative side is None"),
+        (f'{GOOD}\n{{"positive": "a"}}\n', r"line 2: no key 'negative' among \['positive'\]"),
         ('{"positive": " ", "negative": "b"}\n', "line 1: the positive side is ' '"),
         ('{"positive": "a", "negative": 3}\n', "line 1: the negative side is 3"),
         ('["a", "b", "c"]\n', "line 1: .* is not a contrast pair"),
@@ -85,6 +85,18 @@ def test_a_bad_line_is_named(tmp_path: Path, text: str, message: str) -> None:
         ("pairs.json", b'[["a", "b"], []]', r"pairs\.json, entry 1: \[\] is not a contrast pair"),
         ("pairs.json", b'["\xff"]', "pairs.json is not valid JSON"),
         ("pairs.jsonl", b'["a", "b"]\n["\xff", "b"]\n', "pairs.jsonl, after line .*: not UTF-8"),
+        ("pairs.jsonl", b"\n", r"there are no contrast pairs in .*pairs\.jsonl$"),
+        ("pairs.json", b"[]", r"there are no contrast pairs in .*pairs\.json$"),
+        (
+            "pairs.jsonl",
+            b'["a", "b"]\n{"good": "a", "negative": "b"}',
+            r"pairs\.jsonl, line 2: no key 'positive' among \['good', 'negative'\]: a pair needs positive and negative",
+        ),
+        (
+            "pairs.jsonl",
+            b'{"prompt": "a", "pos": "b"}',
+            r"no key 'positive' and no key 'negative' among \['pos', 'prompt'",
+        ),
         ("pairs.csv", b"a,b", "read from .jsonl and .json files"),
     ],
 )
@@ -97,7 +109,7 @@ def test_a_bad_file_is_named(tmp_path: Path, name: str, content: bytes, message:
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ([], "no contrast pairs"),
+        ([], "no contrast pairs$"),
         (3, "a file or a list of pairs, not int"),
         (["ab"], "pair 0: 'ab' is not a contrast pair"),
         ([("a", "b"), ("a", "")], "pair 1: the negative side is ''"),

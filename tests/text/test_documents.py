@@ -152,13 +152,25 @@ def test_a_bad_column_of_parquet(tmp_path: Path) -> None:
         ({"text": ["a", "b"]}, "not dict: choose one"),
         (datasets.DatasetDict(train=datasets.Dataset.from_dict({"text": ["a"]})), "not DatasetDict: choose one"),
         ("nowhere.txt", "there is no file nowhere.txt"),
-        ("some text", "documents are read from"),
+        ("some text", r"^some text: documents are read .*, not ''; for a single text give a list: \[text\]$"),
+        ("Hugo: Once.\nThen" + 900 * " more", r"^Hugo: Once\.\n.{1,200}; for a single text give a list"),
+        ("texts.doc", r"files, not '\.doc'$"),
     ],
     ids=lambda value: type(value).__name__,
 )
 def test_a_bad_source(source: Any, message: str) -> None:
     with pytest.raises(LrtError, match=message):
         list(read_documents(source))
+
+
+def test_the_nearest_name_is_told_where_a_file_is_missing(tmp_path: Path) -> None:
+    (tmp_path / "texts.jsonl").write_text("{}")
+    (tmp_path / "text.jsonl").mkdir()
+    for name, hint in (("text.jsonl", r": do you mean .*/texts\.jsonl\?"), ("behavior.jsonl", "")):
+        with pytest.raises(LrtError, match=rf"there is no file .*{name}{hint}$".replace("/", r"[/\\]")):
+            read_documents(tmp_path / name)
+    with pytest.raises(LrtError, match=r"there is no file .*text\.jsonl$"):
+        read_documents(tmp_path / "nowhere" / "text.jsonl")
 
 
 # Splits
