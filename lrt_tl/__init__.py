@@ -5,4 +5,15 @@ The public names stand in `__init__.pyi`, and are imported when they are first u
 
 import lazy_loader
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+_get, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+
+
+def __getattr__(name: str) -> object:
+    """A public name; where there is none of that name, the error says which is nearest."""
+    if name in __all__ or name.startswith("_"):
+        return _get(name)
+    from difflib import get_close_matches
+
+    nearest = get_close_matches(name, __all__, n=1)
+    hint = f": do you mean {nearest[0]}?" if nearest else ""
+    raise AttributeError(f"lrt_tl has no attribute {name}{hint}", name=name)

@@ -27,5 +27,12 @@ def test_the_package_loads_neither_plotly_nor_scikit_learn_nor_transformer_lens(
 
 def test_public_names() -> None:
     assert {"fit_affine_map", "mean_difference", "evaluate_transfer", "read_documents"} <= set(dir(lrt_tl))
-    with pytest.raises(AttributeError):
-        lrt_tl.no_such_name  # noqa: B018
+    for name, message in (
+        ("no_such_name", "lrt_tl has no attribute no_such_name$"),
+        ("fit_map", r"lrt_tl has no attribute fit_map: do you mean fit_affine_map\?$"),
+        ("__no_such_name__", "no_such_name"),
+    ):
+        with pytest.raises(AttributeError, match=message):
+            getattr(lrt_tl, name)
+    with pytest.raises(ImportError):
+        from lrt_tl import no_such_name  # noqa: F401
