@@ -154,7 +154,7 @@ class Pareto:
             figure.add_hline(
                 y=self.cost_ratio.effect, line={"dash": "dot", "color": "#444"}, annotation_text="compared here"
             )
-        cost = "cost: KL to the plain model on neutral text (nats a token, of the first 16)"
+        cost = "cost: KL on neutral text, nats a token"
         return figure.update_layout(
             layout(
                 title=html.escape(self.behavior),
