@@ -27,6 +27,24 @@ Scale = Literal["vector", "unit", "residual"]
 """The unit of a coefficient: the vector itself, the vector at length 1, or the median norm of the residual stream at
 its site."""
 
+_IN_WORDS = {
+    "n pairs": "contrast pairs",
+    "n texts": "texts",
+    "data": "hash of the texts",
+    "position": "states read at",
+    "prepend bos": "beginning of sequence in front",
+    "chat template": "read through a chat template",
+    "transported through": "carried through",
+    "transported from": "carried from",
+    "carried": "how well it was carried",
+    "carried determined": "share in directions that the map knows",
+    "carried gain": "length, of a typical difference's",
+    "carried predicted cosine": "cosine with the target's own, predicted",
+    "of": "made of",
+    "model hint": "model that the file names",
+}
+"""What the package notes down of how a vector was made, as a table says it."""
+
 
 @dataclass(frozen=True, eq=False)
 class SteeringVector(OnHub):
@@ -259,11 +277,13 @@ class SteeringVector(OnHub):
 
     def summary(self) -> dict[str, str]:
         """Where it lives, how it was made or carried, and how well it tells its pairs apart, for a table."""
-        share = "" if self.residual_norm is None else f", {self.norm / self.residual_norm:.2f} of the residual stream's"
+        share = (
+            "" if self.residual_norm is None else f", {self.norm / self.residual_norm:.2f} × the median residual norm"
+        )
         return {
             "vector": f"{self.site}, {self.site.d_model} dimensions",
             "norm": f"{self.norm:.3g}{share}",
-            **flattened(self.provenance),
+            **{_IN_WORDS.get(name, name): value for name, value in flattened(self.provenance).items()},
             **({} if self.report is None else self.report.summary()),
         }
 

@@ -1,6 +1,7 @@
 """Steering with a vector, on both classes, against an edit by hand of Hugging Face's residual stream."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -493,7 +494,14 @@ def test_a_vector_shows_its_figures_and_not_those_of_its_opposite(bridges: Any) 
     assert vector.report is not None
     shown = vector._repr_html_()
     assert f"<th>AUC on held-out pairs</th><td>{vector.report.auc:.3f}</td>" in shown
-    assert f"<td>{vector.norm:.3g}, {vector.norm / vector.residual_norm:.2f} of the residual stream" in shown
+    assert f"<td>{vector.norm:.3g}, {vector.norm / vector.residual_norm:.2f} × the median residual norm<" in shown
+    made = {**vector.provenance, "carried": {"determined": 0.75}, "transported_from": "tiny L1", "their_key": 3}
+    rows = replace(vector, provenance=made, report=None).summary()
+    assert rows["contrast pairs"] == str(len(PAIRS))
+    assert rows["hash of the texts"] == vector.provenance["data"]
+    assert rows["states read at"] == "mean"
+    assert rows["share in directions that the map knows"] == "0.75"
+    assert (rows["carried from"], rows["their key"]) == ("tiny L1", "3")
     assert vector.scaled_to(2.0).report == vector.report
     opposite = vector.scaled_to(-2.0)
     torch.testing.assert_close(opposite.direction, -2 * vector.direction / vector.norm)
