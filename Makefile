@@ -62,12 +62,13 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@test -d $(VENV) || $(PYTHON) -m venv $(VENV)
 	@$(VENV)/bin/python -m pip --version >/dev/null || \
 	  { echo "$(VENV) is damaged: remove the folder and try again" >&2; exit 1; }
-	$(VENV)/bin/python -m pip install $(PIP_ARGS) --constraint constraints.txt torch
-	$(VENV)/bin/python -m pip install $(PIP_ARGS) --constraint constraints.txt \
+	@echo "Setting up $(VENV): torch, TransformerLens and what the tests need. It takes some minutes."
+	@$(VENV)/bin/python -m pip install --quiet $(PIP_ARGS) --constraint constraints.txt torch
+	@$(VENV)/bin/python -m pip install --quiet $(PIP_ARGS) --constraint constraints.txt \
 	  --editable '.[dev]' 'transformer-lens==$(TRANSFORMER_LENS)'
 	@echo '$(TRANSFORMER_LENS)' > $@
 
 $(DOCUMENTED): $(INSTALLED)
-	$(VENV)/bin/python -m pip install $(PIP_ARGS) --constraint constraints.txt \
+	@$(VENV)/bin/python -m pip install --quiet $(PIP_ARGS) --constraint constraints.txt \
 	  --editable '.[docs]' 'transformer-lens==$(TRANSFORMER_LENS)'
 	@touch $@

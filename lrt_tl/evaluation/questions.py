@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lrt_tl.errors import LrtError
-from lrt_tl.text.documents import parse_json_line, read_json, read_lines
+from lrt_tl.text.documents import no_file, parse_json_line, read_json, read_lines
 
 _OPTIONS = re.compile(r"(?P<head>.*?)\(A\)(?P<a>.*?)\(B\)(?P<b>.*)", flags=re.DOTALL)
 
@@ -55,7 +55,7 @@ def _rows(source: Any) -> Iterable[tuple[str, Any]]:
         return [(f"question {number}", row) for number, row in enumerate(source)]
     path = Path(source)
     if not path.is_file():
-        raise LrtError(f"there is no file {path}")
+        raise no_file(path)
     if path.suffix == ".jsonl":
         return [(f"{path.name}, line {n}", parse_json_line(path, n, line)) for n, line in read_lines(path)]
     rows = read_json(path)
