@@ -1,7 +1,7 @@
 """Carry linear features from a small language model to a large one: a plugin for TransformerLens.
 
 To begin with: `load_model`; `fit_affine_map`, whose map has `transport`; `mean_difference`, whose vector has `apply`,
-`attach` and `save`; `evaluate_transfer` and `decide`; `transfer`, which is all of that as one call; `compare`, which asks
+`attach` and `save`; `evaluate_transfer` and `decide`; `transfer`, all of that as one call; `compare`, which asks
 whether two models are one distribution; and `from lrt_tl import storyworld`, models and texts to try it on.
 
 The public names stand in `__init__.pyi`, and are imported when they are first used.
