@@ -17,8 +17,8 @@ class Agreement:
     """How alike two ways of steering leave the scores of one model on the same prompts, at one coefficient.
 
     Attributes:
-        r: Pearson's correlation over prompts of the natively steered and the transfer-steered scores (section 4 of the
-            paper); at coefficient 0 it is 1, whatever was transferred.
+        r: Pearson's correlation over prompts of the natively steered and the transfer-steered scores (section 3.4 of
+            the paper's third version); at coefficient 0 it is 1, whatever was transferred.
         mse: mean squared difference of them.
         r_random: the same r with random vectors of that length in the transferred one's place, mean over the draws.
         r_random_high: its 95 % quantile: what r has to beat.
