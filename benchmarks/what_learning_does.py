@@ -2,7 +2,7 @@
 the data, the initial weights, the documents, the width, the length of the training; or taught by the reference.
 
 `python benchmarks/what_learning_does.py` prints a table for people, and last one line of JSON; `--out FOLDER` adds both
-as files, and a figure. It trains 38 models, half an hour of processor time that two processes share.
+as files, and a figure. It trains 38 models: half an hour of processor time, a quarter of an hour on two cores.
 """
 
 import argparse
