@@ -1,5 +1,6 @@
 """What is attached to a model: the handle that takes it off, and the list of all of them."""
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -13,7 +14,8 @@ from lrt_tl.models.calls import CallWatcher, watch
 from lrt_tl.models.protocol import HookedModel
 from lrt_tl.steering.hooks import steering_hooks
 from lrt_tl.steering.log import SteeringLog
-from lrt_tl.steering.operators import Step
+from lrt_tl.steering.operators import Step, same_direction
+from lrt_tl.text.positions import positions_to_json
 
 
 class SteeringHandle:
@@ -155,3 +157,25 @@ def require_at_rest(model: HookedModel) -> None:
         )
     if getattr(getattr(model, "original_model", None), "training", False):
         raise LrtError(f"{model.cfg.model_name} is in training mode, where dropout is random: call model.eval() first")
+
+
+def warn_of_repeated(steps: Sequence[Step], model: HookedModel) -> None:
+    """Warn where a handle is at work that does one of these steps, as after a cell of a notebook is run again."""
+    at_work = [step for handle in steered(model) for step in handle.steps]
+    repeated = [step for step in at_work if any(_repeats(each, step) for each in steps)]
+    if repeated:
+        warnings.warn(
+            f"{model.cfg.model_name} is already steered by this vector ({'; '.join(map(repr, repeated))}): this adds "
+            "to it. To take that off, call handle.remove(), or, for all handles, "
+            "for handle in lrt_tl.steered(model): handle.remove()",
+            stacklevel=3,
+        )
+
+
+def _repeats(step: Step, other: Step) -> bool:
+    """Whether two steps do the same to the same positions, by whatever coefficient."""
+    if step.idle or other.idle or (step.operator, step.site.hook_name) != (other.operator, other.site.hook_name):
+        return False
+    if (step.when is None) != (other.when is None) or (step.when and other.when and not step.when.equals(other.when)):
+        return False
+    return same_direction(step, other) and positions_to_json(step.positions) == positions_to_json(other.positions)

@@ -11,6 +11,7 @@ u = v/‖v‖. A clamp may be given a reader w · h + k: then it moves along v u
 becomes in another model: h + c (a − (w · h + k)) / (w · v) v.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
@@ -27,6 +28,8 @@ from lrt_tl.text.positions import Positions, check_positions
 Operator = Literal["add", "ablate", "clamp", "rotate"]
 Edit = Callable[[Tensor], Tensor]
 """States `[row, position, d_model]` → states of that shape and dtype."""
+_SAME_DIRECTION = 0.999
+"""Cosine above which two directions are taken for one."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,10 +64,8 @@ class Step:
         if self.operator not in get_args(Operator):
             raise LrtError(f"operator={self.operator!r} is none of {', '.join(get_args(Operator))}")
         check_direction(self.direction, self.site)
-        numbers = {"coefficient": self.coefficient, "value": 0.0 if self.value is None else self.value}
-        for name, number in numbers.items():
-            if not torch.isfinite(torch.tensor(float(number))):
-                raise LrtError(f"{name}={number}: it must be a finite number")
+        check_number("coefficient", self.coefficient)
+        check_number("value", 0.0 if self.value is None else self.value)
         if (self.value is None) == (self.operator == "clamp") or (self.reads and self.operator != "clamp"):
             raise LrtError(f"{self.operator} with value={self.value}: a clamp needs a value, and nothing else has one")
         check_positions(self.positions)
@@ -96,6 +97,23 @@ class Step:
         when = "" if self.when is None else " when a probe says yes"
         where = "" if self.positions == "all" else f" at {self.positions!r}"
         return f"{self.operator}{value} × {self.coefficient:g} on {self.site}{where}{when}"
+
+
+def same_direction(step: Step, other: Step) -> bool:
+    """Whether two steps of one width are along one line."""
+    return bool(torch.cosine_similarity(step.direction, other.direction, dim=0).abs() > _SAME_DIRECTION)
+
+
+def check_number(name: str, number: Any) -> None:
+    """Raises:
+    LrtError: it is not a finite number.
+    """
+    try:
+        finite = math.isfinite(number)
+    except TypeError as error:
+        raise LrtError(f"{name}={number!r}: it must be a number, not of type {type(number).__name__}") from error
+    if not finite:
+        raise LrtError(f"{name}={number}: it must be a finite number")
 
 
 def check_direction(direction: Tensor, site: Site) -> None:

@@ -14,7 +14,8 @@ from lrt_tl.artifacts import load_artifact, rebuilding, save_artifact, typed
 from lrt_tl.errors import LrtError, MismatchError
 from lrt_tl.hub import OnHub
 from lrt_tl.models.identity import Site
-from lrt_tl.tables import flattened, html_table
+from lrt_tl.steering.provenance import in_words
+from lrt_tl.tables import html_table
 from lrt_tl.text.positions import positions_to_json
 from lrt_tl.text.reading import TextPosition, check_text_position
 
@@ -147,7 +148,7 @@ class Probe(OnHub):
             "probe": f"{self.site}, {self.site.d_model} dimensions",
             "reads": f"{self.position}",
             "says yes above": f"{self.threshold:.4g}",
-            **flattened(self.provenance),
+            **in_words(self.provenance),
         }
 
     def __repr__(self) -> str:

@@ -1,14 +1,11 @@
 """Steering: what is done to a model, in order, and the ways to do it."""
 
-import sys
-import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from lrt_tl.artifacts import load_artifact, rebuilding, save_artifact, typed
@@ -17,18 +14,14 @@ from lrt_tl.hub import OnHub
 from lrt_tl.models.hook_names import check_writable, place_of, resolve_hook_name
 from lrt_tl.models.identity import Site, identify, require_same_model
 from lrt_tl.models.protocol import Hook, HookedModel
-from lrt_tl.steering.handle import SteeringHandle, steered
+from lrt_tl.steering.handle import SteeringHandle, warn_of_repeated
 from lrt_tl.steering.hooks import known_call, steering_hooks
-from lrt_tl.steering.operators import Step
+from lrt_tl.steering.operators import Step, same_direction
 from lrt_tl.steering.probe import Probe
 from lrt_tl.tables import html_columns
 from lrt_tl.text.positions import Positions, mentions, positions_to_json
 
 KIND = "steering"
-_SAME_DIRECTION = 0.999
-"""Cosine above which two directions are taken for one."""
-_BETWEEN = ("lrt_tl", "contextlib", "jaxtyping")
-"""The packages that a call goes through before it is ours: jaxtyping where shapes are checked."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,7 +108,7 @@ class Steering(OnHub):
         takes the steering off. Arguments and refusals are those of `apply`. What is at work on the model already is
         done twice, with a warning."""
         self.check_model(model)
-        _warn_of_repeated(self.steps, model)
+        warn_of_repeated(self.steps, model)
         return SteeringHandle(model, self.steps, log=log)
 
     def hooks(
@@ -242,36 +235,8 @@ def _meet(first: Step, second: Step) -> bool:
         return False
     if len(first.direction) != len(second.direction) or second.reads is not None:
         return False
-    cosine = torch.cosine_similarity(first.direction, second.direction, dim=0).abs()
-    return bool(cosine > _SAME_DIRECTION) and not _apart(
-        positions_to_json(first.positions), positions_to_json(second.positions)
-    )
-
-
-def _warn_of_repeated(steps: Sequence[Step], model: HookedModel) -> None:
-    """Warn where a handle is at work that does one of these steps, as after a cell of a notebook is run again."""
-    at_work = [step for handle in steered(model) for step in handle.steps]
-    repeated = [step for step in at_work if any(_repeats(each, step) for each in steps)]
-    if repeated:
-        level, frame = 1, sys._getframe()  # out of the package: from a vector's `attach`, or a `with` block, it is far
-        while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in _BETWEEN:
-            level, frame = level + 1, frame.f_back
-        warnings.warn(
-            f"{model.cfg.model_name} is already steered by this vector ({'; '.join(map(repr, repeated))}): this adds "
-            "to it. To take that off, call handle.remove(), or, for all handles, "
-            "for handle in lrt_tl.steered(model): handle.remove()",
-            stacklevel=level,
-        )
-
-
-def _repeats(step: Step, other: Step) -> bool:
-    """Whether two steps do the same to the same positions, by whatever coefficient."""
-    if step.idle or other.idle or (step.operator, step.site.hook_name) != (other.operator, other.site.hook_name):
-        return False
-    if (step.when is None) != (other.when is None) or (step.when and other.when and not step.when.equals(other.when)):
-        return False
-    cosine = torch.cosine_similarity(step.direction, other.direction, dim=0).abs()
-    return bool(cosine > _SAME_DIRECTION) and positions_to_json(step.positions) == positions_to_json(other.positions)
+    apart = _apart(positions_to_json(first.positions), positions_to_json(second.positions))
+    return same_direction(first, second) and not apart
 
 
 def _apart(one: Any, other: Any) -> bool:

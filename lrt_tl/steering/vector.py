@@ -15,35 +15,18 @@ from lrt_tl.hub import OnHub
 from lrt_tl.models.identity import Site, require_same_site
 from lrt_tl.models.protocol import Hook, HookedModel
 from lrt_tl.steering.handle import SteeringHandle
-from lrt_tl.steering.operators import Operator, Step, check_direction
+from lrt_tl.steering.operators import Operator, Step, check_direction, check_number
 from lrt_tl.steering.probe import Probe
+from lrt_tl.steering.provenance import in_words
 from lrt_tl.steering.separation import ExtractionReport
 from lrt_tl.steering.steering import Steering
-from lrt_tl.tables import flattened, html_table
+from lrt_tl.tables import html_table
 from lrt_tl.text.positions import Positions
 
 KIND = "steering_vector"
 Scale = Literal["vector", "unit", "residual"]
 """The unit of a coefficient: the vector itself, the vector at length 1, or the median norm of the residual stream at
 its site."""
-
-_IN_WORDS = {
-    "n pairs": "contrast pairs",
-    "n texts": "texts",
-    "data": "hash of the texts",
-    "position": "states read at",
-    "prepend bos": "beginning of sequence in front",
-    "chat template": "read through a chat template",
-    "transported through": "carried through",
-    "transported from": "carried from",
-    "carried": "how well it was carried",
-    "carried determined": "share in directions that the map knows",
-    "carried gain": "length, of a typical difference's",
-    "carried predicted cosine": "cosine with the target's own, predicted",
-    "of": "made of",
-    "model hint": "model that the file names",
-}
-"""What the package notes down of how a vector was made, as a table says it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,9 +157,6 @@ class SteeringVector(OnHub):
             LrtError: as of `add`; a value without a clamp, or the other way round; or a scale with an operator whose
                 coefficient is a share.
         """
-        _check_number("coefficient", coefficient)
-        if value is not None:
-            _check_number("value", value)
         if operator in ("add", "rotate"):
             coefficient = self.strength(coefficient, scale=scale)
         elif scale != "vector":
@@ -234,7 +214,7 @@ class SteeringVector(OnHub):
 
     def strength(self, coefficient: float, *, scale: Scale = "vector") -> float:
         """The coefficient in units of the vector. Arguments and refusals are those of `delta`."""
-        _check_number("coefficient", coefficient)
+        check_number("coefficient", coefficient)
         if scale == "vector":
             return coefficient
         if scale == "unit":
@@ -283,7 +263,7 @@ class SteeringVector(OnHub):
         return {
             "vector": f"{self.site}, {self.site.d_model} dimensions",
             "norm": f"{self.norm:.3g}{share}",
-            **{_IN_WORDS.get(name, name): value for name, value in flattened(self.provenance).items()},
+            **in_words(self.provenance),
             **({} if self.report is None else self.report.summary()),
         }
 
@@ -308,15 +288,3 @@ class SteeringVector(OnHub):
             "",
         ]
         return "\n".join([*lines, *(f"- {name}: {value}" for name, value in self.summary().items())])
-
-
-def _check_number(name: str, number: Any) -> None:
-    """Raises:
-    LrtError: it is not a finite number.
-    """
-    try:
-        finite = math.isfinite(number)
-    except TypeError as error:
-        raise LrtError(f"{name}={number!r}: it must be a number, not of type {type(number).__name__}") from error
-    if not finite:
-        raise LrtError(f"{name}={number}: it must be a finite number")

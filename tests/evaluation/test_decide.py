@@ -11,7 +11,8 @@ import torch
 from lrt_tl.alignment.affine_map import AffineMap
 from lrt_tl.alignment.fit import fit_affine_map
 from lrt_tl.evaluation.behavior import AnswerTokens, Behavior
-from lrt_tl.evaluation.decide import CRITERIA, Decision, decide, judge
+from lrt_tl.evaluation.criteria import CRITERIA
+from lrt_tl.evaluation.decide import Decision, decide, judge
 from lrt_tl.evaluation.evaluate import evaluate_transfer
 from lrt_tl.evaluation.features import Features
 from lrt_tl.evaluation.forecast import Forecast
