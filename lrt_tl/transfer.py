@@ -24,6 +24,7 @@ from lrt_tl.evaluation.forecast import Forecast, forecasts
 from lrt_tl.evaluation.layer_choice import LayerChoice, choose_layer
 from lrt_tl.evaluation.off_target import off_target
 from lrt_tl.evaluation.pareto import pareto
+from lrt_tl.evaluation.recovery import FEWEST_DRAWS
 from lrt_tl.evaluation.result import TransferResult
 from lrt_tl.evaluation.samples import sample_texts
 from lrt_tl.evaluation.side_effects import side_effects
@@ -146,6 +147,8 @@ def transfer(
         0.9
     """
     check_coefficients(coefficients)
+    if n_draws < FEWEST_DRAWS:
+        raise LrtError(f"n_draws={n_draws}: a recovery takes {FEWEST_DRAWS} random vectors or more")
     check_pair_position(position)
     read = _read_tasks(tasks, source, target)
     source_hooks, target_hooks = resolve_ends(source, target, layers, hook_names)

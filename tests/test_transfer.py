@@ -98,6 +98,13 @@ def test_neutral_texts_are_test_documents(texts: list[str]) -> None:
         neutral_texts([text for text in texts if split_of(text) != TEST])
 
 
+def test_too_few_draws_are_refused_before_the_models_run(bridges: tuple[Any, Any], files: dict[str, Path]) -> None:
+    """They would be drawn and measured, and then no recovery could be judged."""
+    tasks = [(files["contrast"], files["behavior"])]
+    with pytest.raises(lrt.LrtError, match="n_draws=18: a recovery takes 19 random vectors or more"):
+        lrt.transfer(*bridges, files["documents"], tasks, layers=(1, 2), n_draws=18)
+
+
 def test_bad_tasks_are_refused_before_the_models_run(bridges: tuple[Any, Any], files: dict[str, Path]) -> None:
     unseen = lrt.Behavior("b", ("word1",), lrt.AnswerTokens(("word1 word2",), ("word3",)))
     cases: list[tuple[list[Any], str]] = [
